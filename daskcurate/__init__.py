@@ -1,0 +1,1 @@
+"""Curate training data by embeddings, out of core, on Dask."""
