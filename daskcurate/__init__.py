@@ -1,1 +1,43 @@
-"""Curate training data by embeddings, out of core, on Dask."""
+"""Curate training data by embeddings, out of core, on Dask.
+
+From a pool of embeddings to a curated set: hierarchical k-means with resampling and balanced sampling
+(Vo et al. 2024), SemDeDup, and density-based pruning. Stages are lazy; :func:`compute` runs what is
+missing in a run store.
+"""
+
+from daskcurate.dedup import SemanticDedup, semantic_dedup
+from daskcurate.embeddings import Embeddings, open_embeddings
+from daskcurate.hierarchy import Hierarchy, hierarchical_kmeans
+from daskcurate.io.ingest import ingest
+from daskcurate.kmeans import Clustering, kmeans
+from daskcurate.nodes import NotComputedError, Selection
+from daskcurate.planning import Plan, PlanError
+from daskcurate.pruning import density_prune, prototype_prune, random_prune
+from daskcurate.runner import compute, plan
+from daskcurate.sampling import hierarchical_sample
+from daskcurate.store import StoreError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Clustering",
+    "Embeddings",
+    "Hierarchy",
+    "NotComputedError",
+    "Plan",
+    "PlanError",
+    "Selection",
+    "SemanticDedup",
+    "StoreError",
+    "compute",
+    "density_prune",
+    "hierarchical_kmeans",
+    "hierarchical_sample",
+    "ingest",
+    "kmeans",
+    "open_embeddings",
+    "plan",
+    "prototype_prune",
+    "random_prune",
+    "semantic_dedup",
+]

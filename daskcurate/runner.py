@@ -1,10 +1,34 @@
-"""The only module that computes."""
+"""The only module that computes: it runs what is missing in a store, stage by stage, and commits it.
 
-from collections.abc import Sequence
+A stage's ``execute`` builds tasks and hands them to its :class:`StageRun`, which runs them on the Dask
+client, keeps the stage's checkpoint and reports progress. The completion marker is written last, in one
+atomic write of the group's attributes.
+"""
+
+import contextlib
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import dask
-from distributed import Client, default_client
+import dask.array as da
+import numpy as np
+from dask.delayed import Delayed
+from distributed import Client, default_client, wait
+
+from daskcurate.config import digest
+from daskcurate.hierarchy import Hierarchy
+from daskcurate.nodes import Stage
+from daskcurate.planning import Limits, Plan, plan_stages
+from daskcurate.progress import Progress
+from daskcurate.store import RunStore, versions, write_block
+from daskcurate.tasks import task
+
+RETRIES = 3
+"""How often a task is tried again after its worker died or its shuffle broke."""
 
 
 def current_client() -> Client | None:
@@ -21,3 +45,258 @@ def run_tasks(tasks: Sequence[Any]) -> list[Any]:
     if client is None:
         return list(dask.compute(*tasks, scheduler="threads"))
     return client.gather(client.compute(list(tasks)))
+
+
+@contextlib.contextmanager
+def client_for(client: Client | None) -> Iterator[Client]:
+    """Yield the client to use: the one given, the current one, DASK_SCHEDULER_ADDRESS's, or a local one's."""
+    if client is not None and not isinstance(client, Client):
+        raise TypeError(f"client={client!r} is not allowed: give a distributed.Client or None")
+    found = client or current_client()
+    if found is not None:
+        yield found
+        return
+    address = os.environ.get("DASK_SCHEDULER_ADDRESS") or dask.config.get("scheduler-address", None)
+    if address:
+        with Client(address) as made:
+            yield made
+        return
+    from daskcurate.local_cluster import make_local_cluster
+
+    with make_local_cluster() as cluster, Client(cluster) as made:
+        yield made
+
+
+class StageRun:
+    """What a stage sees while it runs: tasks, arrays, a checkpoint, progress."""
+
+    def __init__(self, stage: Stage, store: RunStore, client: Client, progress: Progress):
+        self.stage, self.store, self.client, self.progress = stage, store, client, progress
+        self.token = digest(store.url, stage.fingerprint)[:12]
+        self.warnings: list[str] = []
+        self.tasks = 0
+        self.limits = cluster_limits(client)
+
+    def task(self, function: Callable[..., Any], *args: Any, name: str, key: Any = 0) -> Delayed:
+        """Return a lazy task called ``name`` in the dashboard; ``key`` tells it from its siblings."""
+        return task(function, *args, name=name, key=f"{self.token}-{key}")
+
+    def gather(self, tasks: Sequence[Delayed], step: str = "") -> list[Any]:
+        """Run tasks and return their results, which must be small."""
+        if not tasks:
+            return []
+        self.tasks += len(tasks)
+        futures = self.client.compute(list(tasks), retries=RETRIES)
+        self.progress.watch(self.stage, step, futures)
+        return self.client.gather(futures)
+
+    def persist(self, tasks: Sequence[Delayed], step: str = "") -> list[Delayed]:
+        """Run tasks, leave their results on the workers, and return handles to them."""
+        if not tasks:
+            return []
+        self.tasks += len(tasks)
+        kept = list(self.client.persist(list(tasks), retries=RETRIES))
+        futures = [future for item in kept for future in item.dask.values() if hasattr(future, "add_done_callback")]
+        self.progress.watch(self.stage, step, futures)
+        wait(futures)
+        return kept
+
+    def declare(self, array: str, shape: tuple[int, ...], chunk: int) -> str:
+        """Make a declared array of the stage; return its URL for the tasks that write it."""
+        return self.store.declare(self.stage.kind, self.stage.name, array, shape, chunk)
+
+    def scratch(self, name: str) -> str:
+        """URL of a checkpoint array; the checkpoint is removed when the stage commits."""
+        return self.store.stage_url(self.stage.name, "checkpoint", name)
+
+    @property
+    def checkpoint(self) -> dict[str, Any]:
+        """What an earlier, interrupted run of the stage saved last."""
+        return self.store.attributes(self.stage.name).get("checkpoint") or {}
+
+    def save(self, **checkpoint: Any) -> None:
+        """Save where the stage has got to, in one atomic write."""
+        self.store.update(self.stage.name, checkpoint=checkpoint)
+
+    def note(self, fraction: float, text: str) -> None:
+        """Show how far the stage has got."""
+        self.progress.note(self.stage, fraction, text)
+
+    def warn(self, message: str) -> None:
+        """Warn the user, and keep the message with the result."""
+        self.warnings.append(message)
+        warnings.warn(message, stacklevel=2)
+
+    def write_counts(self, counts: da.Array) -> dict[str, Any]:
+        """Write the counts of a derived selection, chunk by chunk."""
+        size = counts.chunks[0][0] if counts.shape[0] else 1
+        url = self.declare("counts", counts.shape, size)
+        starts = np.cumsum((0, *counts.chunks[0]))
+        writes = [
+            self.task(_write_counts, url, int(starts[i]), block, name="write-counts", key=i)
+            for i, block in enumerate(counts.to_delayed())
+        ]
+        return {"total": sum(self.gather(writes, "write"))}
+
+
+def _write_counts(url: str, start: int, counts: np.ndarray) -> int:
+    write_block(url, start, counts)
+    return int(counts.sum(dtype=np.int64))
+
+
+def cluster_limits(client: Client) -> Limits:
+    """Return the workers' number, threads and memory limits, as they are now."""
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    memory = [int(worker["memory_limit"]) for worker in workers if worker["memory_limit"]]
+    return Limits(
+        n_workers=max(1, len(workers)),
+        n_threads=max(1, sum(int(worker["nthreads"]) for worker in workers)),
+        worker_memory=min(memory) if memory else None,
+        threads_per_worker=max((int(worker["nthreads"]) for worker in workers), default=1),
+    )
+
+
+def flatten(nodes: Sequence[Any]) -> list[Stage]:
+    """Return the stages of ``nodes`` and all that they need, inputs first, each once."""
+    ordered: dict[str, Stage] = {}
+
+    def visit(stage: Stage) -> None:
+        if stage.fingerprint not in ordered:
+            if not stage.is_computed:
+                for needed in stage.stages():
+                    visit(needed)
+            ordered[stage.fingerprint] = stage
+
+    for node in nodes:
+        for stage in node.levels if isinstance(node, Hierarchy) else (node,):
+            if not isinstance(stage, Stage):
+                raise TypeError(
+                    f"{node!r} is not allowed: compute takes what kmeans, hierarchical_kmeans, semantic_dedup, "
+                    "density_prune and hierarchical_sample return"
+                )
+            visit(stage)
+    return list(ordered.values())
+
+
+def compute(*nodes: Any, store: Any, client: Client | None = None, progress: bool | None = None) -> Any:
+    """Run what ``nodes`` need and the store lacks; return the same kinds of object, bound to the store.
+
+    Parameters
+    ----------
+    nodes
+        Clusterings, hierarchies and selections, lazy or computed.
+    store
+        Path or URL of the run store; made if it is not there.
+    client
+        Dask client. None: the current one, else the scheduler that DASK_SCHEDULER_ADDRESS names, else a
+        local cluster that is closed afterwards.
+    progress
+        Whether progress is shown. None: as the Dask setting ``daskcurate.progress`` says (true).
+
+    Returns
+    -------
+    object or tuple
+        One object for one node, a tuple for several.
+
+    Raises
+    ------
+    PlanError
+        A stage cannot fit the workers' memory.
+    StoreError
+        ``store`` holds something else.
+    """
+    if not nodes:
+        raise ValueError("compute() got no stage: give at least one")
+    run_store = RunStore(store)
+    run_store.check()
+    stages = flatten(nodes)
+    done: dict[str, Stage] = {}
+
+    def bind(stage: Stage) -> Stage:
+        if stage.is_computed:
+            return stage
+        inputs = {
+            role: done.get(node.fingerprint, node) if isinstance(node, Stage) else node
+            for role, node in stage.inputs.items()
+        }
+        return stage.bound(run_store, inputs)
+
+    missing = [s for s in stages if not s.is_computed and not run_store.is_complete(s.name)]
+    if missing:
+        with client_for(client) as used, Progress(missing, progress) as shown:
+            plan_stages(missing, cluster_limits(used)).check()
+            run_store.create()
+            for stage in stages:
+                bound = bind(stage)
+                if any(stage is lacking for lacking in missing):
+                    _run_stage(bound, StageRun(bound, run_store, used, shown))
+                done[stage.fingerprint] = bound
+    else:
+        for stage in stages:
+            done[stage.fingerprint] = bind(stage)
+    results = tuple(
+        Hierarchy([done[level.fingerprint] for level in node.levels])
+        if isinstance(node, Hierarchy)
+        else done[node.fingerprint]
+        for node in nodes
+    )
+    return results[0] if len(results) == 1 else results
+
+
+def _run_stage(stage: Stage, run: StageRun) -> None:
+    """Run one stage and commit it: its marker is the last thing written."""
+    started = time.perf_counter()
+    run.progress.start(stage)
+    run.store.update(
+        stage.name,
+        kind=stage.kind,
+        config=stage.config.as_dict(),
+        inputs={role: getattr(node, "name", node.fingerprint) for role, node in stage.inputs.items()},
+        fingerprint=stage.fingerprint,
+        versions=versions(),
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        complete=False,
+    )
+    figures = stage.execute(run)
+    seconds = time.perf_counter() - started
+    run.store.update(
+        stage.name, **figures, seconds=seconds, tasks=run.tasks, warnings=run.warnings, checkpoint=None, complete=True
+    )
+    run.store.remove(stage.name, "checkpoint")
+    run.progress.finish(stage, seconds)
+
+
+def plan(*nodes: Any, memory_limit: Any = None, client: Client | None = None, store: Any = None) -> Plan:
+    """Say what running ``nodes`` would take, without running anything.
+
+    Parameters
+    ----------
+    nodes
+        Lazy stages (computed ones cost nothing).
+    memory_limit
+        Memory of one worker: bytes, or text such as ``"4GiB"``. None: the current client's workers', or
+        what a local cluster would give.
+    client
+        Dask client whose workers to plan for; None: the current one, if any.
+    store
+        A run store whose finished stages are left out.
+
+    Raises
+    ------
+    PlanError
+        A stage cannot fit; the message names it and the bytes.
+    """
+    if not nodes:
+        raise ValueError("plan() got no stage: give at least one")
+    stages = [stage for stage in flatten(nodes) if not stage.is_computed]
+    if store is not None:
+        kept = RunStore(store)
+        kept.check()
+        stages = [stage for stage in stages if not kept.is_complete(stage.name)]
+    found = client or current_client()
+    limits = cluster_limits(found) if found is not None else Limits.local()
+    if memory_limit is not None:
+        limits = limits.with_memory(memory_limit)
+    planned = plan_stages(stages, limits)
+    planned.check()
+    return planned

@@ -1,0 +1,220 @@
+"""SemDeDup (arXiv 2303.09540): drop the rows of a cluster that repeat an earlier one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+import pandas as pd
+
+from daskcurate.config import DedupConfig, check_number
+from daskcurate.kernels.draws import derive_seed
+from daskcurate.kernels.similarity import TILE, is_duplicate
+from daskcurate.kmeans import Clustering, checked_embeddings
+from daskcurate.matching import MATCHES, match_clusters
+from daskcurate.members import Members, SortKey, cluster_sizes, load_labels, member_ranks, write_scores
+from daskcurate.nodes import GivenArray, Selection, ThresholdSelection, selection_or_none
+from daskcurate.pruning import rows_clustering
+from daskcurate.planning import Limits, StagePlan, dedup_plan
+from daskcurate.reading import blocks_of
+from daskcurate.regroup import regroup
+from daskcurate.store import write_block
+
+if TYPE_CHECKING:
+    from daskcurate.embeddings import Embeddings
+    from daskcurate.hierarchy import Hierarchy
+
+
+class SemanticDedup(Selection):
+    """Rows that repeat no earlier row of their cluster.
+
+    ``max_similarity`` is what a row is judged by: the largest cosine similarity to an earlier row (rule
+    ``earlier``), to an earlier kept row (``greedy``), or the highest threshold that still connects it to
+    an earlier row (``connected``). ``duplicate_of`` is the row that attains it.
+    """
+
+    kind = "semantic_dedup"
+    reason = "duplicate"
+
+    @property
+    def title(self) -> str:
+        """What progress displays call the stage."""
+        return f"dedup eps {self.config.eps:g}"
+
+    @property
+    def max_similarity(self) -> da.Array:
+        """(n,) float32 dask array; -1 where no row is earlier, NaN outside ``within``."""
+        return self.lazy("max_similarity")
+
+    @property
+    def duplicate_of(self) -> da.Array:
+        """(n,) int64 dask array: row number of the match; -1 where there is none."""
+        return self.lazy("duplicate_of")
+
+    def plan(self, limits: Limits) -> StagePlan:
+        """Return what running the stage takes."""
+        emb = self.inputs["emb"]
+        return dedup_plan(
+            self.title,
+            n=len(emb),
+            d=emb.dim,
+            itemsize=emb.dtype.itemsize,
+            chunk_rows=emb.chunk_rows,
+            k=self.inputs["clustering"].n_clusters,
+            limits=limits,
+            tile=TILE,
+        )
+
+    def at(self, eps: float) -> Selection:
+        """Return the rows that another ``eps`` keeps: a lookup, nothing is compared again.
+
+        Raises
+        ------
+        ValueError
+            Under the rule ``greedy``, whose result at one eps does not follow from that at another, and
+            under ``connected`` for an eps above the one that was run.
+        """
+        check_number("eps", eps, 0, 2)
+        self._check_lookup(float(eps))
+        return ThresholdSelection.of(self, eps=eps)
+
+    def at_fraction(self, keep: float) -> Selection:
+        """Return the rows that the largest eps keeps which leaves at least the fraction ``keep``.
+
+        Rows equally similar are kept or dropped together. The stage must have been computed.
+        """
+        keep = check_number("keep", keep, 0, 1, open_low=True)
+        found = np.sort(np.concatenate([block[~np.isnan(block)] for block in blocks_of(self.max_similarity)]))
+        if not len(found):
+            raise ValueError("at_fraction() has no rows to choose from: none lies within the stage's selection")
+        limit = float(found[int(np.ceil(keep * len(found) - 1e-9)) - 1])
+        self._check_lookup(1 - limit)
+        return ThresholdSelection.of(self, limit=limit)
+
+    def _check_lookup(self, eps: float) -> None:
+        rule, run_eps = self.config.rule, self.config.eps
+        if rule == "greedy" and eps != run_eps:
+            raise ValueError(
+                f"eps={eps:g} is not a lookup under rule='greedy' (run at eps={run_eps:g}), where dropping a row "
+                "revives others: run semantic_dedup again with it"
+            )
+        if rule == "connected" and np.float32(1 - eps) < np.float32(1 - run_eps):
+            raise ValueError(
+                f"eps={eps:g} is not allowed: rule='connected' was run at eps={run_eps:g} and knows no links "
+                f"weaker than that; give at most {run_eps:g}, or run semantic_dedup again"
+            )
+
+    def execute(self, run: Any) -> dict[str, Any]:
+        """Order the rows of each cluster, compare, and write the matches in row order."""
+        config = self.config
+        members = Members.of(self.inputs["clustering"], self.within)
+        run.note(0.02, "count rows")
+        sizes = cluster_sizes(run, members)
+        scores = self.inputs.get("score")
+        score_url = None if scores is None else write_scores(run, members, scores.values)
+        key = SortKey.for_keep(config.keep, derive_seed(config.seed, "dedup"), score_url)
+        run.note(0.05, "order rows")
+        ranks = run.persist(member_ranks(run, members, key, sizes), "order rows")
+        run.note(0.1, "compare rows")
+        emb = self.inputs["emb"]
+        matches = match_clusters(run, members, ranks, sizes, emb.dim, str(emb.dtype), config.rule, config.eps)
+        run.note(0.9, "write")
+        back = regroup(run, matches, MATCHES, len(members.ranges), 28 * int(sizes.sum()), "back")
+        arrays = (("counts", "counts"), ("max_similarity", "similarity"), ("duplicate_of", "duplicate_of"))
+        urls = [run.declare(name, (members.n_rows,), members.chunk_rows) for name, _ in arrays]
+        writes = [
+            run.task(_write_chunk, frame, members, r, urls, config.eps, name="write-matches", key=r[0])
+            for frame, r in zip(back, members.ranges, strict=True)
+        ]
+        total, rows_in = sum(run.gather(writes, "write")), int(sizes.sum())
+        pairs = int((sizes.astype(object) * (sizes.astype(object) - 1) // 2).sum()) if len(sizes) else 0
+        return {"total": total, "rows_in": rows_in, "duplicates": rows_in - total, "pairs": pairs}
+
+
+def _write_chunk(
+    frame: pd.DataFrame, members: Members, bounds: tuple[int, int], urls: list[str], eps: float
+) -> int:
+    start, stop = bounds
+    inside = load_labels(members, start, stop) >= 0
+    similarity = np.full(stop - start, np.nan, dtype=np.float32)
+    match = np.full(stop - start, -1, dtype=np.int64)
+    at = frame["row"].to_numpy() - start
+    similarity[at], match[at] = frame["similarity"].to_numpy(), frame["duplicate_of"].to_numpy()
+    kept = inside & ~is_duplicate(similarity, eps)
+    for url, values in zip(urls, (kept.astype(np.uint8), similarity, match), strict=True):
+        write_block(url, start, values)
+    return int(kept.sum())
+
+
+def semantic_dedup(
+    emb: Embeddings,
+    clustering: Clustering | Hierarchy,
+    *,
+    eps: float,
+    keep: Any = "hard",
+    rule: str = "earlier",
+    scope: str = "cluster",
+    within: Any = None,
+    seed: int = 0,
+) -> SemanticDedup:
+    """Drop semantic duplicates within clusters (SemDeDup, arXiv 2303.09540). Lazy: nothing runs.
+
+    Rows of a cluster are ordered, and row j is a duplicate if an earlier row i has cos(i, j) > 1 - eps,
+    strictly: a larger eps drops more. Of identical rows the first in row order is kept.
+
+    Parameters
+    ----------
+    emb
+        The pool; rows are compared as unit vectors.
+    clustering
+        Clustering of the pool's rows (a hierarchy stands for its first level). Rows without a cluster
+        are not kept.
+    eps
+        Threshold in [0, 2].
+    keep
+        ``hard`` (far from the centroid first, so kept), ``easy``, ``random``, or an array (n,) of scores
+        of which the highest are kept.
+    rule
+        ``earlier``: every earlier row blocks, dropped or not (the paper's). ``greedy``: only kept rows
+        block. ``connected``: one row of every connected component is kept.
+    scope
+        ``cluster``: pairs within a cluster.
+    within
+        Selection (or boolean mask) of the rows to deduplicate.
+    seed
+        Keys the random order.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A value that is not allowed; the message quotes it and what is.
+    """
+    emb = checked_embeddings(emb)
+    found = rows_clustering(clustering)
+    if found.emb is not None and found.emb.fingerprint != emb.fingerprint:
+        raise ValueError(f"clustering is of the pool {found.emb.path}, emb is {emb.path}: they must be the same")
+    inputs: dict[str, Any] = {"emb": emb, "clustering": found}
+    if not isinstance(keep, str):
+        inputs["score"], keep = GivenArray(_checked_scores(keep, len(emb))), "score"
+    elif keep == "score":
+        keep = "a score array"  # the word alone is refused by the config: it stands for a real array
+    config = DedupConfig(eps=eps, keep=keep, rule=rule, scope=scope, seed=seed)
+    selection = selection_or_none(within, emb, len(emb))
+    if selection is not None:
+        inputs["within"] = selection
+    return SemanticDedup(config, inputs)
+
+
+def _checked_scores(keep: Any, n_rows: int) -> np.ndarray:
+    try:
+        values = np.asarray(keep, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"keep={type(keep).__name__} is not allowed: give 'hard', 'easy', 'random' or an array of scores"
+        ) from error
+    if values.shape != (n_rows,):
+        raise ValueError(f"keep of shape {values.shape} is not allowed: give one score a row, ({n_rows},)")
+    if np.isnan(values).any():
+        raise ValueError(f"keep has NaN at row {int(np.isnan(values).argmax())}: give a score for every row")
+    return values

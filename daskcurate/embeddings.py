@@ -1,0 +1,226 @@
+"""A pool of embeddings: rows (and ids) in a zarr store that is never changed once written."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import zarr
+
+from daskcurate.io.paths import PathLike, as_url, exists, is_folder, is_local, is_zarr, zarr_store
+
+ATTRIBUTE = "daskcurate"
+FORMAT = "pool"
+VERSION = 1
+ROWS = "embeddings"
+IDS = "ids"
+DTYPES = ("float16", "float32")
+
+
+class PoolRows:
+    """The rows of a stored pool, sliced like an array; a pickle of it holds no data.
+
+    Chunks of local pools are uncompressed files, and are read directly: about as fast as the disk, and a
+    missing chunk is an error instead of zeros.
+    """
+
+    ndim = 2
+
+    def __init__(self, path: str, shape: tuple[int, int], dtype: Any, chunk_rows: int):
+        self.path = path
+        self.shape = shape
+        self.dtype = np.dtype(dtype)
+        self.chunk_rows = chunk_rows
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        rows, *columns = key if isinstance(key, tuple) else (key,)
+        if isinstance(rows, slice):
+            wanted = range(self.shape[0])[rows]
+            if not wanted:
+                return np.empty((0, self.shape[1]), self.dtype)[(slice(None), *columns)]
+            first = min(wanted[0], wanted[-1])
+            block = self.read(first, max(wanted[0], wanted[-1]) + 1)
+            return block[(np.s_[wanted[0] - first :: wanted.step], *columns)]
+        row = range(self.shape[0])[rows]
+        return self.read(row, row + 1)[(0, *columns)]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Return rows ``start`` to ``stop``."""
+        if not is_local(self.path):
+            group = zarr.open_group(zarr_store(self.path, read_only=True), mode="r")
+            return np.asarray(group[ROWS][start:stop])  # type: ignore[index]
+        parts = []
+        for chunk in range(start // self.chunk_rows, -(-stop // self.chunk_rows)):
+            origin = chunk * self.chunk_rows
+            low, high = max(start, origin), min(stop, origin + self.chunk_rows)
+            parts.append(self._read_chunk(chunk, low - origin, high - origin))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _read_chunk(self, chunk: int, low: int, high: int) -> np.ndarray:
+        name = os.path.join(self.path, ROWS, "c", str(chunk), "0")
+        width = self.shape[1]
+        items = np.fromfile(
+            name,
+            dtype=self.dtype.newbyteorder("<"),
+            count=(high - low) * width,
+            offset=low * width * self.dtype.itemsize,
+        )
+        if items.size != (high - low) * width:
+            raise ValueError(f"{name} is cut short: the pool {self.path} is damaged; ingest it again")
+        return items.astype(self.dtype, copy=False).reshape(-1, width)
+
+
+@dataclass(frozen=True, repr=False)
+class Embeddings:
+    """A stored pool of ``n`` embeddings; made by :func:`daskcurate.ingest` or :func:`open_embeddings`.
+
+    An object of this class holds the path and the metadata only, so it is cheap to pickle and to pass on.
+    """
+
+    path: str
+    """Where the pool is: an absolute path or a URL."""
+    shape: tuple[int, int]
+    """Rows and dimensions."""
+    dtype: np.dtype
+    """float16 or float32."""
+    chunk_rows: int
+    """Rows in a chunk; the last chunk may have fewer."""
+    fingerprint: str
+    """32 hexadecimal digits that differ for any other content or chunking."""
+    normalized: bool
+    """Whether every row is of unit length."""
+    has_ids: bool
+    """Whether ids are stored; otherwise a row's number is its id."""
+    source: str
+    """What the pool was ingested from."""
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def dim(self) -> int:
+        """Number of dimensions."""
+        return self.shape[1]
+
+    @property
+    def n_chunks(self) -> int:
+        """Number of chunks."""
+        return -(-self.shape[0] // self.chunk_rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return self.shape[0] * self.shape[1] * self.dtype.itemsize
+
+    @property
+    def array(self) -> da.Array:
+        """The rows: a Dask array (n, dim), a Dask chunk for each stored one."""
+        return da.from_array(
+            PoolRows(self.path, self.shape, self.dtype, self.chunk_rows),
+            chunks=(self.chunk_rows, self.dim),
+            name=f"embeddings-{self.fingerprint}",
+            meta=np.empty((0, 0), self.dtype),
+            inline_array=True,
+            fancy=False,
+        )
+
+    @property
+    def ids(self) -> da.Array:
+        """The ids: a Dask array (n,) of int64 or strings, chunked as the rows; the row numbers if none."""
+        if not self.has_ids:
+            return da.arange(len(self), chunks=self.chunk_rows, dtype=np.int64)
+        stored = _open_group(self.path)[IDS]
+        return da.from_array(
+            stored,
+            chunks=(self.chunk_rows,),
+            name=f"ids-{self.fingerprint}",
+            meta=np.empty(0, stored.dtype),  # type: ignore[union-attr]
+            inline_array=True,
+        )
+
+    def __dask_tokenize__(self) -> tuple[str, str, str]:
+        return ("daskcurate.Embeddings", self.path, self.fingerprint)
+
+    def __repr__(self) -> str:
+        ids = "with ids" if self.has_ids else "no ids"
+        unit = "unit length" if self.normalized else "not normalized"
+        return (
+            f"Embeddings({self.path!r}: {len(self):,} rows x {self.dim} {self.dtype}, {unit}, {ids}, "
+            f"{self.nbytes / 2**20:,.1f} MiB in {self.n_chunks:,} chunks, fingerprint {self.fingerprint[:8]})"
+        )
+
+
+def open_embeddings(path: PathLike) -> Embeddings:
+    """Open a pool that :func:`daskcurate.ingest` made.
+
+    Parameters
+    ----------
+    path
+        The pool's folder, or its URL.
+
+    Returns
+    -------
+    Embeddings
+        The pool; no row is read.
+
+    Raises
+    ------
+    FileNotFoundError
+        If nothing is at ``path``.
+    ValueError
+        If what is there is not a complete pool.
+    """
+    url = as_url(path)
+    if not exists(url):
+        raise FileNotFoundError(f"there is no pool at {url}: make one with daskcurate.ingest(source, dest)")
+    if not is_folder(url):
+        raise _not_a_pool(url, "a file")
+    if not is_zarr(url):
+        raise _not_a_pool(url, "a folder that is not a zarr store")
+    group = _open_group(url)
+    metadata = group.attrs.asdict().get(ATTRIBUTE)
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise _not_a_pool(url, f"a zarr group of another kind (it holds {_members(group)})")
+    if metadata.get("version") != VERSION:
+        raise _not_a_pool(
+            url, f"a pool of version {metadata.get('version')!r}, and this release reads {VERSION}"
+        )
+    if metadata.get("complete") is not True:
+        raise _not_a_pool(url, "the remains of an ingestion that did not finish")
+    return _from_group(url, group, metadata)
+
+
+def _from_group(url: str, group: zarr.Group, metadata: dict[str, Any]) -> Embeddings:
+    rows, ids = group.get(ROWS), group.get(IDS)
+    if not isinstance(rows, zarr.Array) or rows.ndim != 2 or str(rows.dtype) not in DTYPES:
+        raise _not_a_pool(url, f"a damaged pool: its array {ROWS!r} is missing or of another kind")
+    if rows.chunks[1] != rows.shape[1] or rows.compressors:
+        raise _not_a_pool(url, f"a damaged pool: its array {ROWS!r} is not in plain chunks of whole rows")
+    if ids is not None and (not isinstance(ids, zarr.Array) or ids.shape != rows.shape[:1]):
+        raise _not_a_pool(url, f"a damaged pool: its array {IDS!r} does not fit its rows")
+    return Embeddings(
+        path=url,
+        shape=(rows.shape[0], rows.shape[1]),
+        dtype=np.dtype(str(rows.dtype)),
+        chunk_rows=rows.chunks[0],
+        fingerprint=str(metadata["fingerprint"]),
+        normalized=bool(metadata["normalized"]),
+        has_ids=ids is not None,
+        source=str(metadata.get("source", "")),
+    )
+
+
+def _open_group(url: str) -> zarr.Group:
+    opened = zarr.open(zarr_store(url, read_only=True), mode="r")
+    if not isinstance(opened, zarr.Group):
+        raise _not_a_pool(url, f"a single zarr array of shape {opened.shape}")
+    return opened
+
+
+def _members(group: zarr.Group) -> str:
+    return ", ".join(sorted(group.keys())) or "nothing"
+
+
+def _not_a_pool(url: str, what: str) -> ValueError:
+    return ValueError(f"{url} is not a pool but {what}: make a pool with daskcurate.ingest(source, dest)")

@@ -1,0 +1,1 @@
+"""Embeddings in (``ingest``) and rows out (``export``): a module per format family."""

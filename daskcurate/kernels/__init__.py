@@ -1,0 +1,1 @@
+"""Numerical kernels: arrays in, arrays out. They import nothing of Dask, zarr or the file system."""

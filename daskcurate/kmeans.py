@@ -1,0 +1,563 @@
+"""K-means of a pool, or of the centroids of another clustering: builder, results, and the stage."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+
+from daskcurate.config import METRICS, Config, KMeansConfig, check_choice
+from daskcurate.kernels.lloyd import inertia_of, own_distances, segment_sums
+from daskcurate.lloyd_loop import Assigned, assign_blocks, fit
+from daskcurate.nodes import GivenArray, Selection, Stage, selection_or_none
+from daskcurate.planning import Limits, StagePlan, kmeans_plan, selection_plan
+from daskcurate.resampling import resample
+from daskcurate.rows import Block, RowBlocks, RowSource, load_block, open_blocks, tree
+from daskcurate.seeds import WHOLE_BYTES
+from daskcurate.splitting import PART_BYTES, split_clusters
+from daskcurate.store import read_block, write_block, write_scratch
+
+if TYPE_CHECKING:
+    from daskcurate.embeddings import Embeddings
+
+CENTROID_CHUNK_BYTES = 32 << 20
+LABEL_CHUNK = 1 << 20
+"""Labels per chunk where no pool says how its rows are chunked."""
+
+
+def checked_embeddings(emb: Any) -> Embeddings:
+    """Return ``emb`` if it is a pool of embeddings."""
+    if not hasattr(emb, "fingerprint") or not hasattr(emb, "chunk_rows"):
+        raise TypeError(
+            f"emb={type(emb).__name__} is not allowed: give what daskcurate.ingest or daskcurate.open_embeddings "
+            "returns"
+        )
+    return emb
+
+
+def centroid_chunk(dim: int) -> int:
+    """Return the rows of a chunk of centroids."""
+    return max(1, CENTROID_CHUNK_BYTES // (4 * max(1, dim)))
+
+
+@dataclass(frozen=True)
+class LabelReader:
+    """Reads the whole label array of a (small) level where it is called."""
+
+    url: str | None
+    values: np.ndarray | None = None
+
+    def __call__(self) -> np.ndarray:
+        if self.values is not None:
+            return self.values
+        assert self.url is not None
+        return read_block(self.url, 0, 2**62)
+
+
+class Clustering(Stage):
+    """Clusters of a pool's rows, or of the clusters of the level below.
+
+    Bound to a store it has ``centroids`` (k, d) float32, ``labels`` dask (n,) int32, ``distances`` dask
+    (n,) float32 to the own centroid (L2, or 1 - cos for the cosine metric), ``sizes`` (k,) int64 and
+    ``inertia``: the sum of squared L2 distances. Rows outside ``within`` have label -1 and distance NaN.
+    """
+
+    kind = "kmeans"
+
+    @staticmethod
+    def from_arrays(emb: Embeddings, centroids: Any, labels: Any, *, metric: str = "l2") -> Clustering:
+        """Wrap a clustering of ``emb`` made elsewhere.
+
+        Parameters
+        ----------
+        emb
+            The pool.
+        centroids
+            (k, d) floats.
+        labels
+            (n,) integers in [-1, k); -1 marks rows outside.
+        metric
+            ``l2`` or ``cosine``: what ``distances`` will be.
+        """
+        emb = checked_embeddings(emb)
+        check_choice("metric", metric, METRICS)
+        values = np.asarray(centroids)
+        if values.ndim != 2 or values.shape[1] != emb.dim or not np.issubdtype(values.dtype, np.floating):
+            raise ValueError(
+                f"centroids of shape {values.shape} and dtype {values.dtype} are not allowed: give floats "
+                f"(k, {emb.dim})"
+            )
+        if not np.isfinite(values).all():
+            raise ValueError("centroids with NaN or infinity are not allowed: give finite values")
+        return GivenClustering.of(np.asarray(labels), emb, None, len(values), values.astype(np.float32), metric)
+
+    @property
+    def emb(self) -> Embeddings | None:
+        """The pool below, where it is known."""
+        parent = self.parent
+        return self.inputs.get("emb") if parent is None else parent.emb
+
+    @property
+    def parent(self) -> Clustering | None:
+        """The clustering whose clusters this one clusters; None where it clusters rows."""
+        return self.inputs.get("parent")
+
+    @property
+    def within(self) -> Selection | None:
+        """The selection of rows that was clustered."""
+        return self.inputs.get("within")
+
+    @property
+    def title(self) -> str:
+        """What progress displays call the stage."""
+        level = len(self.chain())
+        asked = self.config.n_clusters * self.config.n_splits
+        return f"k-means {asked}" if level == 1 else f"k-means {asked} (level {level})"
+
+    @property
+    def n_rows(self) -> int:
+        """Things clustered: rows of the pool, or clusters of the level below."""
+        parent = self.parent
+        return len(self.inputs["emb"]) if parent is None else parent.n_clusters
+
+    @property
+    def n_clusters(self) -> int:
+        """Clusters; before the stage has run, the number asked for."""
+        if self.store is not None:
+            return int(self.attributes["n_clusters"])
+        return min(self.config.n_clusters * self.config.n_splits, self.n_rows)
+
+    @property
+    def metric(self) -> str:
+        """``l2`` or ``cosine``."""
+        return self.config.metric
+
+    @property
+    def centroids(self) -> np.ndarray:
+        """(k, d) float32."""
+        return self.read("centroids")
+
+    @property
+    def labels(self) -> da.Array:
+        """(n,) int32 dask array; -1 outside."""
+        return self.lazy("labels")
+
+    @property
+    def distances(self) -> da.Array:
+        """(n,) float32 dask array: distance to the own centroid; NaN outside."""
+        return self.lazy("distances")
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(k,) int64: members of each cluster."""
+        return self.read("sizes")
+
+    @property
+    def inertia(self) -> float:
+        """Sum of squared L2 distances to the own centroid."""
+        return float(self.attributes["inertia"])
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows of a chunk of labels."""
+        parent = self.parent
+        if parent is None:
+            return self.inputs["emb"].chunk_rows
+        emb = self.emb
+        return centroid_chunk(emb.dim) if emb is not None else LABEL_CHUNK
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """First and last (exclusive) row of each chunk of labels."""
+        return [(i, min(i + self.chunk_rows, self.n_rows)) for i in range(0, self.n_rows, self.chunk_rows)]
+
+    @property
+    def n_members(self) -> int:
+        """Rows that have a cluster."""
+        return int(self.sizes.sum())
+
+    def label_reader(self) -> LabelReader:
+        """Return a small, picklable reader of all labels."""
+        return LabelReader(self.url("labels"))
+
+    def chain(self) -> list[Clustering]:
+        """Return the levels that lead here, that of the rows first."""
+        parent = self.parent
+        return [self] if parent is None else [*parent.chain(), self]
+
+    def history(self) -> list[Selection]:
+        """Return the selections that led here."""
+        parent = self.parent
+        if parent is not None:
+            return parent.history()
+        return [] if self.within is None else self.within.history()
+
+    def columns(self) -> dict[str, da.Array]:
+        """Return row, id, cluster and distance of every row, (n,) each."""
+        from daskcurate.report_columns import clustering_columns
+
+        return clustering_columns(self)
+
+    def source(self) -> RowSource:
+        """Return the rows that this stage clusters; its inputs must be computed."""
+        parent = self.parent
+        if parent is None:
+            return RowSource.of_embeddings(self.inputs["emb"], self.within)
+        emb = self.emb
+        assert emb is not None
+        return RowSource(
+            url=parent.url("centroids"),
+            n_rows=parent.n_clusters,
+            dim=emb.dim,
+            itemsize=4,
+            chunk_rows=self.chunk_rows,
+            mask_url=parent.url("sizes"),  # an empty cluster is not handed up
+        )
+
+    def plan(self, limits: Limits) -> StagePlan:
+        """Return what running the stage takes."""
+        emb = self.emb
+        assert emb is not None
+        return kmeans_plan(
+            self.title,
+            n=self.n_rows,
+            d=emb.dim,
+            itemsize=emb.dtype.itemsize if self.parent is None else 4,
+            chunk_rows=self.chunk_rows,
+            config=self.config,
+            limits=limits,
+            whole_bytes=WHOLE_BYTES,
+            split_bytes=PART_BYTES,
+        )
+
+    def execute(self, run: Any) -> dict[str, Any]:
+        """Fit, resample, split or assign, and write the result."""
+        config = self.config
+        source = self.source()
+        blocks = open_blocks(run, source, config.metric, "rows")
+        k = config.n_clusters
+        if not len(blocks):
+            raise ValueError(f"{self.title}: no row is left to cluster; loosen within")
+        if len(blocks) < k:
+            run.warn(f"{self.title}: only {len(blocks)} rows to cluster, so {len(blocks)} clusters instead of {k}")
+            k = len(blocks)
+        given = self.inputs["init"].values if config.init == "array" else None
+        saved = run.checkpoint
+        centroids = saved.get("base")
+        for step in range(int(saved.get("step", 0)), config.resamples + 1):
+            what = f"resampling {step}/{config.resamples}: " if step else ""
+            if step:
+                subset = resample(run, blocks, centroids, k, config, step)
+                if len(subset) < k:
+                    run.warn(f"{self.title}: a resampled subset has {len(subset)} rows for {k} clusters; skipped")
+                    continue
+            else:
+                subset = blocks
+            share = (step / (config.resamples + 1), 0.95 / (config.resamples + 1))
+            centroids = fit(run, subset, k, config, step, centroids, given, share, what)
+            run.save(step=step + 1, base=centroids)
+        run.note(0.95, "assign")
+        if config.n_splits > 1:
+            return split_clusters(run, blocks, centroids, k, config, source, centroid_chunk(source.dim))
+        return self._finish(run, blocks, centroids, k, source)
+
+    def _finish(self, run: Any, blocks: RowBlocks, centroids: str, k: int, source: RowSource) -> dict[str, Any]:
+        """Assign every row to the final centroids and write all arrays."""
+        assigned, centroids, sizes = assign_blocks(run, blocks, centroids, k, self.config.metric, "final", reseed=True)
+        return write_clustering(run, blocks, assigned, centroids, sizes, source)
+
+
+def write_clustering(
+    run: Any, blocks: RowBlocks, assigned: list[Any], centroids: str, sizes: np.ndarray, source: RowSource
+) -> dict[str, Any]:
+    """Write labels, distances, sizes and centroids; return the figures to record."""
+    urls = [run.declare(name, (source.n_rows,), source.chunk_rows) for name in ("labels", "distances")]
+    writes = [
+        run.task(_write_rows, urls, source.chunk_rows, source.n_rows, block, found, name="write-labels", key=i)
+        for i, (block, found) in enumerate(zip(blocks.blocks, assigned, strict=True))
+    ]
+    inertia = math.fsum(run.gather(writes, "write labels"))
+    k, chunk = len(sizes), centroid_chunk(source.dim)
+    url = run.declare("centroids", (k, source.dim), chunk)
+    run.gather(
+        [
+            run.task(_copy_rows, run.scratch(centroids), url, i, min(i + chunk, k), name="write-centroids", key=i)
+            for i in range(0, k, chunk)
+        ]
+    )
+    write_block(run.declare("sizes", (k,), chunk), 0, sizes)
+    return {"n_clusters": k, "inertia": inertia, "n_empty": int((sizes == 0).sum())}
+
+
+def _copy_rows(source: str, target: str, start: int, stop: int) -> None:
+    write_block(target, start, read_block(source, start, stop))
+
+
+def _write_rows(urls: list[str], chunk_rows: int, n_rows: int, block: Block, found: Assigned) -> float:
+    """Write the labels and distances of one chunk, full length; return its inertia."""
+    start = int(block.numbers[0]) // chunk_rows * chunk_rows
+    length = min(chunk_rows, n_rows - start)
+    labels, distances = np.full(length, -1, np.int32), np.full(length, np.nan, np.float32)
+    labels[block.numbers - start] = found.labels
+    distances[block.numbers - start] = found.distances
+    write_block(urls[0], start, labels)
+    write_block(urls[1], start, distances)
+    return found.inertia
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenClusteringConfig(Config):
+    """What a clustering made elsewhere consists of."""
+
+    n_clusters: int
+    metric: str
+    n_splits: int = 1
+
+
+class GivenClustering(Clustering):
+    """A clustering that was made elsewhere: labels, and centroids or the means of the members."""
+
+    kind = "clustering"
+
+    @classmethod
+    def of(
+        cls,
+        labels: np.ndarray,
+        emb: Embeddings | None,
+        parent: Clustering | None,
+        k: int | None,
+        centroids: np.ndarray | None = None,
+        metric: str = "l2",
+    ) -> GivenClustering:
+        """Return the clustering with the given ``labels`` over ``emb``, or over the clusters of ``parent``."""
+        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+            raise TypeError(
+                f"labels of dtype {labels.dtype} and shape {labels.shape} are not allowed: give integers (n,)"
+            )
+        if not len(labels):
+            raise ValueError("labels of length 0 are not allowed: give one value a row")
+        rows = len(emb) if emb is not None else len(labels)
+        if len(labels) != rows:
+            raise ValueError(f"labels cover {len(labels)} rows, the pool has {rows}: give one value a row")
+        low, high = int(labels.min()), int(labels.max())
+        if k is None:
+            k = high + 1
+        if low < -1 or high >= k or k < 1:
+            raise ValueError(f"labels from {low} to {high} are not allowed: give -1 (outside) to {k - 1}")
+        inputs: dict[str, Any] = {"labels": GivenArray(labels.astype(np.int32))}
+        if centroids is not None:
+            inputs["centroids"] = GivenArray(centroids)
+        if parent is not None:
+            inputs["parent"] = parent
+        elif emb is not None:
+            inputs["emb"] = emb
+        return cls(GivenClusteringConfig(n_clusters=k, metric=metric), inputs)
+
+    @property
+    def title(self) -> str:
+        """What progress displays call the stage."""
+        return f"given clustering {self.config.n_clusters}"
+
+    @property
+    def n_rows(self) -> int:
+        """Things clustered."""
+        return len(self.inputs["labels"].values)
+
+    @property
+    def n_clusters(self) -> int:
+        """Clusters."""
+        return self.config.n_clusters
+
+    @property
+    def labels(self) -> da.Array:
+        """(n,) int32 dask array; -1 outside."""
+        return da.from_array(self.inputs["labels"].values, chunks=max(1, min(self.chunk_rows, self.n_rows)))
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(k,) int64: members of each cluster."""
+        labels = self.inputs["labels"].values
+        return np.bincount(labels[labels >= 0], minlength=self.n_clusters).astype(np.int64)
+
+    @property
+    def centroids(self) -> np.ndarray:
+        """(k, d) float32: as given, or the members' means."""
+        given = self.inputs.get("centroids")
+        return given.values if given is not None else self.read("centroids")
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows of a chunk of labels."""
+        return super().chunk_rows if "emb" in self.inputs or self.parent is not None else LABEL_CHUNK
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether there are rows to measure distances to centroids with."""
+        return self.emb is not None
+
+    def plan(self, limits: Limits) -> StagePlan:
+        """Return what writing the given clustering takes."""
+        emb = self.emb
+        row = emb.dim * 8 if emb is not None else 8
+        return selection_plan(
+            self.title, n=self.n_rows, k=self.n_clusters, row_bytes=row, chunk_rows=self.chunk_rows, limits=limits
+        )
+
+    def label_reader(self) -> LabelReader:
+        """Return a small, picklable reader of all labels."""
+        return LabelReader(None, self.inputs["labels"].values)
+
+    def source(self) -> RowSource:
+        """Return the rows that the labels are for."""
+        if self.parent is not None:
+            return super().source()
+        return RowSource.of_embeddings(self.inputs["emb"])
+
+    def execute(self, run: Any) -> dict[str, Any]:
+        """Write labels and sizes and, where there are vectors, centroids and distances."""
+        labels, k = self.inputs["labels"].values, self.n_clusters
+        url = run.declare("labels", (self.n_rows,), self.chunk_rows)
+        for start, stop in self.ranges:
+            write_block(url, start, labels[start:stop])
+        write_block(run.declare("sizes", (k,), k), 0, self.sizes)
+        if not self.has_vectors:
+            return {"n_clusters": k, "inertia": None}
+        source = self.source()
+        parts = [
+            (run.task(load_block, source, *r, self.metric, name="load-rows", key=r[0]), r) for r in source.ranges
+        ]
+        name = "given"
+        if "centroids" in self.inputs:
+            write_scratch(run.scratch(name), self.inputs["centroids"].values)
+        else:
+            sums = [
+                run.task(_sums_of, part, url, r, k, name="cluster-sums", key=r[0]) for part, r in parts
+            ]
+            total = tree(run, _add_sums, sums, name="cluster-sums-add", key="sum")
+            run.gather([run.task(_write_means, run.scratch(name), total, name="cluster-means", key="mean")], "means")
+        far = run.declare("distances", (self.n_rows,), self.chunk_rows)
+        writes = [
+            run.task(_write_distances, part, url, far, run.scratch(name), r, self.metric, name="distances", key=r[0])
+            for part, r in parts
+        ]
+        inertia = math.fsum(run.gather(writes, "distances"))
+        chunk = centroid_chunk(source.dim)
+        target = run.declare("centroids", (k, source.dim), chunk)
+        for start in range(0, k, chunk):
+            _copy_rows(run.scratch(name), target, start, min(start + chunk, k))
+        return {"n_clusters": k, "inertia": inertia}
+
+
+def _labels_of(block: Block, url: str, bounds: tuple[int, int]) -> np.ndarray:
+    return read_block(url, *bounds)[block.numbers - bounds[0]]
+
+
+def _sums_of(block: Block, url: str, bounds: tuple[int, int], k: int) -> tuple[np.ndarray, np.ndarray]:
+    return segment_sums(block.rows, _labels_of(block, url, bounds), k)
+
+
+def _add_sums(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    sums, counts = parts[0][0].copy(), parts[0][1].copy()
+    for more, count in parts[1:]:
+        sums += more
+        counts += count
+    return sums, counts
+
+
+def _write_means(url: str, total: tuple[np.ndarray, np.ndarray]) -> None:
+    sums, counts = total
+    write_scratch(url, (sums / np.maximum(counts, 1)[:, None]).astype(np.float32))
+
+
+def _write_distances(
+    block: Block, labels_url: str, url: str, centroids_url: str, bounds: tuple[int, int], metric: str
+) -> float:
+    labels = _labels_of(block, labels_url, bounds)
+    centroids = read_block(centroids_url, 0, 2**62)
+    values = np.full(bounds[1] - bounds[0], np.nan, dtype=np.float32)
+    values[block.numbers - bounds[0]] = own_distances(block.rows, centroids, labels, metric)
+    write_block(url, bounds[0], values)
+    return inertia_of(block.rows, centroids, labels, metric)
+
+
+def kmeans(
+    emb: Embeddings,
+    n_clusters: int,
+    *,
+    metric: str = "l2",
+    init: Any = "k-means++",
+    n_iters: int = 50,
+    tol: float | None = None,
+    n_init: int = 1,
+    within: Any = None,
+    seed: int = 0,
+) -> Clustering:
+    """Cluster the rows of a pool by k-means (Lloyd's algorithm). Lazy: nothing runs.
+
+    Parameters
+    ----------
+    emb
+        The pool.
+    n_clusters
+        Clusters, at most the number of rows.
+    metric
+        ``l2``, or ``cosine`` for spherical k-means (unit rows, centroids re-normalised).
+    init
+        ``k-means++`` (greedy; on a uniform sample where the rows exceed 128 MiB), ``k-means||`` (out of
+        core), ``random``, or an array of centroids (n_clusters, d).
+    n_iters
+        Lloyd updates; fewer only where an update changes nothing, or ``tol`` is reached.
+    tol
+        Stop when the objective falls by less than this fraction of itself.
+    n_init
+        Restarts; the one with the smallest inertia is kept.
+    within
+        Selection (or boolean mask) of the rows to cluster.
+    seed
+        Same store, settings and seed: the same result, bit for bit.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A value that is not allowed; the message quotes it and what is.
+    """
+    emb = checked_embeddings(emb)
+    inputs: dict[str, Any] = {"emb": emb}
+    name = init
+    if not isinstance(init, str):
+        name, inputs["init"] = "array", GivenArray(_checked_centroids(init, emb.dim, metric))
+    elif init == "array":
+        name = "an array"  # refused by the config: the word stands for a real array only
+    config = KMeansConfig(
+        n_clusters=n_clusters, metric=metric, init=name, n_iters=n_iters, tol=tol, n_init=n_init, seed=seed
+    )
+    if config.n_clusters > len(emb):
+        raise ValueError(f"n_clusters={n_clusters} is not allowed: the pool has {len(emb)} rows; give at most that")
+    if name == "array" and len(inputs["init"].values) != config.n_clusters:
+        raise ValueError(
+            f"init has {len(inputs['init'].values)} centroids, n_clusters={n_clusters}: give as many centroids"
+        )
+    selection = selection_or_none(within, emb, len(emb))
+    if selection is not None:
+        inputs["within"] = selection
+    return Clustering(config, inputs)
+
+
+def _checked_centroids(init: Any, dim: int, metric: str) -> np.ndarray:
+    try:
+        values = np.asarray(init, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"init={type(init).__name__} is not allowed: give one of 'k-means++', 'k-means||', 'random', or an array"
+        ) from error
+    if values.ndim != 2 or values.shape[1] != dim:
+        raise ValueError(f"init of shape {values.shape} is not allowed: give centroids of shape (n_clusters, {dim})")
+    if not np.isfinite(values).all():
+        raise ValueError("init with NaN or infinity is not allowed: give finite centroids")
+    if metric == "cosine" and not (values != 0).any(axis=1).all():
+        raise ValueError("init with a zero row is not allowed for metric='cosine': it has no direction")
+    return values
+

@@ -1,0 +1,257 @@
+"""A Dask cluster of processes on this machine, set up for out-of-core work on arrays."""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from daskcurate.config import Config, check_int
+
+if TYPE_CHECKING:
+    from distributed import LocalCluster
+
+SMALLEST_LIMIT = 128 * 2**20
+"""A worker that has only imported NumPy, SciPy and Dask holds about this much."""
+
+SETTINGS = {
+    # A worker may hold 1.0 times its threads in queued tasks that load data, so that chunks are not read
+    # faster than they are used up. Dask's 1.1 rounds up to one chunk more for each worker.
+    "distributed.scheduler.worker-saturation": 1.0,
+    # Fractions of a worker's memory limit. Results go to disk from .6 (by their own size) and .7 (by the
+    # process's), no new task starts from .8, and at .95 the nanny restarts the worker: one worker is lost
+    # instead of the machine. Dask's defaults, fixed here because a site's configuration may switch them off.
+    "distributed.worker.memory.target": 0.6,
+    "distributed.worker.memory.spill": 0.7,
+    "distributed.worker.memory.pause": 0.8,
+    "distributed.worker.memory.terminate": 0.95,
+}
+
+WORKER_ENVIRONMENT = {
+    # Every worker thread runs one task; more BLAS threads than that compete for the same cores, and the
+    # order in which they add up is not fixed. Read when NumPy loads: must be set before a worker starts.
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    # zarr reads this many chunks at once for each reading task, all of them held in memory. A task reads
+    # one or a few large chunks, so that little is gained by more; zarr's own 10 multiplies by the threads.
+    "ZARR_ASYNC__CONCURRENCY": "4",
+    # Threads of zarr for decompression: by default 4 more than the machine has cores, in every worker.
+    "ZARR_THREADING__MAX_WORKERS": "2",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalClusterConfig(Config):
+    """How many workers run on this machine, and what each may use."""
+
+    n_workers: int | None = None
+    """Worker processes; None: as many as the cores that this process may use, by ``threads_per_worker``."""
+    threads_per_worker: int = 1
+    """Tasks that one worker runs at a time."""
+    memory_limit: int | str = "auto"
+    """Per worker: bytes, text such as ``4GiB``, or ``auto``: 80 % of the machine's (or control group's)
+    memory, shared equally."""
+    spill_folder: str | os.PathLike[str] | None = None
+    """Where workers put results that do not fit in memory; made if missing. None: Dask's own choice."""
+    dashboard_address: str | None = "127.0.0.1:8787"
+    """``host:port`` of the dashboard, on another port if that one is taken; None: no dashboard."""
+    scheduler_port: int = 0
+    """Port of the scheduler; 0: any free one."""
+
+    def __post_init__(self):
+        if self.n_workers is not None:
+            self._set("n_workers", check_int("n_workers", self.n_workers, 1))
+        self._set("threads_per_worker", check_int("threads_per_worker", self.threads_per_worker, 1))
+        self._check_memory_limit()
+        if self.spill_folder is not None and not isinstance(self.spill_folder, str | os.PathLike):
+            raise TypeError(f"spill_folder={self.spill_folder!r} is not allowed: give a path or None")
+        if self.dashboard_address is not None:
+            host_and_port(self.dashboard_address)
+        self._set("scheduler_port", check_int("scheduler_port", self.scheduler_port, 0, 65535))
+
+    def _check_memory_limit(self) -> None:
+        given = self.memory_limit
+        refused = (
+            f"memory_limit={given!r} is not allowed: give 'auto', a number of bytes, or text such as '4GiB'"
+        )
+        if given == "auto":
+            return
+        if isinstance(given, str):
+            from dask.utils import parse_bytes
+
+            try:
+                size = parse_bytes(given)
+            except ValueError as error:
+                raise ValueError(refused) from error
+        elif isinstance(given, int) and not isinstance(given, bool):
+            size = given
+        else:
+            raise TypeError(refused)
+        if size < SMALLEST_LIMIT:
+            raise ValueError(
+                f"memory_limit={given!r} is not allowed: it is the limit of each worker, which needs at least "
+                f"{SMALLEST_LIMIT >> 20} MiB before it holds any data"
+            )
+        self._set("memory_limit", size)
+
+    def workers(self) -> int:
+        """Return the number of worker processes."""
+        if self.n_workers is not None:
+            return self.n_workers
+        from dask.system import cpu_count
+
+        return max(1, cpu_count() // self.threads_per_worker)
+
+    def memory(self) -> int:
+        """Return the memory limit of one worker in bytes."""
+        if not isinstance(self.memory_limit, str):
+            return self.memory_limit
+        from distributed.system import memory_limit
+
+        # Not all of it: this process, the scheduler and the page cache need room as well.
+        return max(SMALLEST_LIMIT, memory_limit() * 4 // 5 // self.workers())
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Return the host and port of a ``host:port`` text; no host means all interfaces, as in Dask."""
+    if not isinstance(address, str):
+        raise TypeError(f"dashboard_address={address!r} is not allowed: give 'host:port' or None")
+    host, _, port = address.rpartition(":")
+    if not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError(
+            f"dashboard_address={address!r} is not allowed: give 'host:port' with a port from 0 to 65535, "
+            "such as '127.0.0.1:8787'"
+        )
+    return host, int(port)
+
+
+def make_local_cluster(
+    n_workers: int | None = None,
+    threads_per_worker: int = 1,
+    memory_limit: int | str = "auto",
+    spill_folder: str | os.PathLike[str] | None = None,
+    dashboard_address: str | None = "127.0.0.1:8787",
+    scheduler_port: int = 0,
+) -> "LocalCluster":
+    """Start a cluster of worker processes, each under a nanny, on this machine.
+
+    Workers are processes because only for them do memory limits hold. The call returns when all workers are
+    connected. Scripts need an ``if __name__ == "__main__":`` guard, since workers are spawned.
+
+    Parameters
+    ----------
+    n_workers : int, optional
+        Worker processes; by default as many as the cores that this process may use, divided by
+        ``threads_per_worker``.
+    threads_per_worker : int
+        Tasks that one worker runs at a time.
+    memory_limit : int or str
+        Per worker: bytes, text such as ``"4GiB"``, or ``"auto"`` (80 % of the memory of the machine or the
+        control group, shared equally).
+    spill_folder : path, optional
+        Where workers put results that do not fit in memory; made if missing.
+    dashboard_address : str or None
+        ``host:port`` of the dashboard; any free port if that one is taken; None for no dashboard.
+    scheduler_port : int
+        Port of the scheduler on 127.0.0.1; 0 for any free one.
+
+    Returns
+    -------
+    distributed.LocalCluster
+        A context manager; close it to stop the workers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an argument that is not allowed, before any process is started.
+    NotADirectoryError
+        If ``spill_folder`` is a file.
+    """
+    config = LocalClusterConfig(
+        n_workers=n_workers,
+        threads_per_worker=threads_per_worker,
+        memory_limit=memory_limit,
+        spill_folder=spill_folder,
+        dashboard_address=dashboard_address,
+        scheduler_port=scheduler_port,
+    )
+    return start_local_cluster(config)
+
+
+def start_local_cluster(config: LocalClusterConfig) -> "LocalCluster":
+    """Start the cluster that a checked configuration describes; see :func:`make_local_cluster`."""
+    folder = _made_folder(config.spill_folder)
+    import dask
+    from distributed import LocalCluster
+
+    _quieten_shuffles()
+    environment = {f"distributed.nanny.pre-spawn-environ.{key}": v for key, v in WORKER_ENVIRONMENT.items()}
+    # The nannies keep a copy of both for the workers that they start later in place of lost ones.
+    with dask.config.set(SETTINGS | environment), _environment(WORKER_ENVIRONMENT):
+        return LocalCluster(
+            n_workers=config.workers(),
+            threads_per_worker=config.threads_per_worker,
+            memory_limit=config.memory(),
+            local_directory=folder,
+            dashboard_address=_free_address(config.dashboard_address),
+            scheduler_port=config.scheduler_port,
+            processes=True,
+        )
+
+
+def _made_folder(folder: str | os.PathLike[str] | None) -> str | None:
+    if folder is None:
+        return None
+    path = Path(folder).expanduser().absolute()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(f"spill_folder={str(folder)!r} is not a folder") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise PermissionError(f"spill_folder={str(folder)!r} is not writable")
+    return str(path)
+
+
+def _free_address(address: str | None) -> str | None:
+    """Return ``address``, with port 0 (any) if its port is taken: Dask would do the same, but warn."""
+    if address is None:
+        return None
+    host, port = host_and_port(address)
+    with socket.socket() as probe:
+        # As Dask's server does: a port of which only old connections remain is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return f"{host}:0"
+    return address
+
+
+def _quieten_shuffles() -> None:
+    """Drop the warnings that Dask's shuffle logs whenever one is finished; leave a level set by the user."""
+    logger = logging.getLogger("distributed.shuffle")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.ERROR)
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables, and put back what was there.
+
+    A variable of the shell takes precedence over Dask's configuration; one that says OMP_NUM_THREADS=16
+    would start 16 threads in every worker.
+    """
+    before = {key: os.environ.get(key) for key in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value

@@ -1,0 +1,271 @@
+"""What a run takes, before it runs: rows, bytes, operations, tasks, memory and disk, in integers.
+
+Row counts are upper bounds: what an earlier stage will drop is not known yet. Peak memory is one
+worker's, with as many tasks at once as it has threads.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dask.utils
+import psutil
+
+PROCESS_BYTES = 220 << 20
+"""Python, Dask and the libraries of a worker process before it holds any data."""
+SMALL_REGROUP_BYTES = 256 << 20
+"""Frames up to this size (less where workers are small) are regrouped in one task."""
+PART_BYTES = 64 << 20
+"""Rows (as stored) that a dedup task holds of each of its two blocks; less where workers are small."""
+RANK_ROWS = 4 << 20
+"""Rows that one task ranks; less where workers are small."""
+RANK_ROW_BYTES = 160
+"""Memory for a row while it is ranked: columns, sort buffers, result."""
+
+
+class PlanError(MemoryError, ValueError):
+    """A stage that cannot fit the memory there is."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What there is to run on."""
+
+    n_workers: int
+    n_threads: int
+    worker_memory: int | None
+    """Memory limit of one worker in bytes; None: not limited."""
+    threads_per_worker: int = 1
+
+    @classmethod
+    def local(cls) -> "Limits":
+        """Return the limits of the local cluster that a run without a client starts."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return cls(cores, cores, int(psutil.virtual_memory().total * 0.8) // cores)
+
+    def with_memory(self, memory_limit: Any) -> "Limits":
+        """Return the limits with another memory per worker: bytes, or text such as ``"4GiB"``."""
+        if isinstance(memory_limit, bool) or not isinstance(memory_limit, int | str):
+            raise TypeError(f"memory_limit={memory_limit!r} is not allowed: give bytes or text such as '4GiB'")
+        try:
+            found = int(dask.utils.parse_bytes(memory_limit))
+        except ValueError as error:
+            raise ValueError(
+                f"memory_limit={memory_limit!r} is not allowed: give bytes or text such as '4GiB'"
+            ) from error
+        if found <= 0:
+            raise ValueError(f"memory_limit={memory_limit!r} is not allowed: give more than 0 bytes")
+        return dataclasses.replace(self, worker_memory=found)
+
+    @property
+    def total_memory(self) -> int | None:
+        """Memory of all workers; None: not limited."""
+        return None if self.worker_memory is None else self.worker_memory * self.n_workers
+
+    @property
+    def thread_memory(self) -> int:
+        """Memory for the data of one task."""
+        if self.worker_memory is None:
+            return 1 << 62
+        return max(1 << 20, (self.worker_memory - PROCESS_BYTES) // self.threads_per_worker)
+
+    @property
+    def small_regroup_bytes(self) -> int:
+        """Frames up to this size are regrouped in one task."""
+        return min(SMALL_REGROUP_BYTES, self.thread_memory // 4)
+
+    @property
+    def part_bytes(self) -> int:
+        """Rows (as stored) in one of the two blocks of a dedup task."""
+        return min(PART_BYTES, self.thread_memory // 16)
+
+    @property
+    def rank_rows(self) -> int:
+        """Rows that one task ranks."""
+        return max(1 << 10, min(RANK_ROWS, self.thread_memory // (2 * RANK_ROW_BYTES)))
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What one stage takes."""
+
+    stage: str
+    rows: int
+    """Rows read, at most."""
+    bytes_read: int
+    """Bytes of rows read from the pool over the whole stage, if the workers cannot keep them."""
+    flops: int
+    """Floating-point operations of the distance computations."""
+    tasks: int
+    peak_memory: int
+    """Bytes of one worker at the worst moment."""
+    disk: int
+    """Bytes of the stage's arrays in the run store."""
+    advice: str = ""
+    """What to change if the memory is too little."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run takes, stage by stage."""
+
+    stages: Sequence[StagePlan]
+    limits: Limits
+
+    @property
+    def fits(self) -> bool:
+        """Whether every stage fits the workers' memory."""
+        return not any(self._too_large())
+
+    def _too_large(self) -> Iterable[StagePlan]:
+        limit = self.limits.worker_memory
+        return [] if limit is None else [stage for stage in self.stages if stage.peak_memory > limit]
+
+    def check(self) -> None:
+        """Raise PlanError if a stage does not fit, naming it and the bytes."""
+        for stage in self._too_large():
+            raise PlanError(
+                f"stage '{stage.stage}' needs {stage.peak_memory} bytes ({human(stage.peak_memory)}) in one worker, "
+                f"whose limit is {self.limits.worker_memory} bytes ({human(self.limits.worker_memory or 0)}): "
+                f"{stage.advice or 'give the workers more memory or fewer threads each'}"
+            )
+
+    def as_rows(self) -> list[tuple[str, ...]]:
+        """Return the plan as text, a row a stage."""
+        return [
+            (
+                stage.stage,
+                f"{stage.rows:,}",
+                human(stage.bytes_read),
+                f"{stage.flops:.2e}",
+                f"{stage.tasks:,}",
+                human(stage.peak_memory),
+                human(stage.disk),
+            )
+            for stage in self.stages
+        ]
+
+    HEADER = ("stage", "rows", "read", "flops", "tasks", "peak memory", "disk")
+
+    def __str__(self) -> str:
+        rows = [self.HEADER, *self.as_rows()]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(self.HEADER))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        memory = "no limit" if self.limits.worker_memory is None else human(self.limits.worker_memory)
+        lines.append(f"{self.limits.n_workers} workers, {self.limits.n_threads} threads, {memory} a worker")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def human(n_bytes: int) -> str:
+    """Return bytes as text."""
+    return dask.utils.format_bytes(int(n_bytes))
+
+
+def plan_stages(stages: Sequence[Any], limits: Limits) -> Plan:
+    """Return the plan of lazy stages."""
+    return Plan([stage.plan(limits) for stage in stages], limits)
+
+
+def tree_tasks(parts: int) -> int:
+    """Return the tasks that combine ``parts`` in groups of 8."""
+    total = 0
+    while parts > 1:
+        parts = -(-parts // 8)
+        total += parts
+    return total
+
+
+def kmeans_plan(
+    title: str,
+    *,
+    n: int,
+    d: int,
+    itemsize: int,
+    chunk_rows: int,
+    config: Any,
+    limits: Limits,
+    whole_bytes: int,
+    split_bytes: int,
+) -> StagePlan:
+    """Return the plan of one k-means level over n rows of width d (``config``: a KMeansConfig)."""
+    k = min(config.n_clusters, n)
+    chunks = -(-n // chunk_rows)
+    trials = 2 + int(math.log(max(k, 1)))
+    seeding_rows = min(n, max(whole_bytes // (4 * d), 4 * k)) if config.init == "k-means++" else 0
+    subset = min(n, config.sample_size * k)
+    fits = config.n_init * (n + config.resamples * subset)
+    flops = 2 * k * d * (fits * config.n_iters + n * (1 + config.resamples))
+    flops += 2 * k * d * trials * config.n_init * (seeding_rows + config.resamples * min(subset, seeding_rows))
+    passes = config.n_init * config.n_iters * (1 + config.resamples) + 2 + config.resamples
+    per_pass = chunks + tree_tasks(chunks) + 2
+    block = min(n, chunk_rows) * d
+    kept = 0
+    if limits.total_memory is None or n * d * 4 <= limits.total_memory // 2:
+        kept = n * d * 4 // limits.n_workers
+    centroids = k * d * 4
+    tasks_memory = {
+        "step": block * (itemsize + 4) + 2 * centroids + k * d * 8 + (4 << 20),
+        "combine": 9 * k * (d + 1) * 8,
+        "seed": 3 * min(n * d * 4, max(whole_bytes, 4 * k * d * 4)) if config.init == "k-means++" else 0,
+        "split": 3 * min(n * d * 4, split_bytes) if config.n_splits > 1 else 0,
+    }
+    worst = max(tasks_memory, key=lambda name: tasks_memory[name])
+    advice = {
+        "step": "lower n_clusters, or give the workers more memory or fewer threads each",
+        "combine": "lower n_clusters, or give the workers more memory or fewer threads each",
+        "seed": "use init='k-means||' or init='random', or give the workers more memory",
+        "split": "give the workers more memory or fewer threads each",
+    }[worst]
+    made = k * config.n_splits
+    return StagePlan(
+        stage=title,
+        rows=n,
+        bytes_read=n * d * itemsize * (1 if kept else passes),
+        flops=flops,
+        tasks=passes * per_pass,
+        peak_memory=PROCESS_BYTES + limits.threads_per_worker * tasks_memory[worst] + kept,
+        disk=n * 8 + made * (d * 4 + 8),
+        advice=advice,
+    )
+
+
+def dedup_plan(
+    title: str, *, n: int, d: int, itemsize: int, chunk_rows: int, k: int, limits: Limits, tile: int
+) -> StagePlan:
+    """Return the plan of a dedup within k clusters of equal size."""
+    chunks = -(-n // chunk_rows)
+    pairs = n * max(0, n // max(1, k) - 1) // 2
+    part_rows = max(tile, limits.part_bytes // (d * itemsize))
+    parts = -(-n // part_rows)
+    compare = 2 * min(n, part_rows) * d * (2 * itemsize + 4) + 3 * tile * tile * 4
+    regroup = 3 * min(n * (d * itemsize + 28), limits.small_regroup_bytes)
+    rank = min(n, limits.rank_rows) * RANK_ROW_BYTES
+    return StagePlan(
+        stage=title,
+        rows=n,
+        bytes_read=n * d * itemsize,
+        flops=2 * d * pairs,
+        tasks=12 * chunks + 4 * parts,
+        peak_memory=PROCESS_BYTES + limits.threads_per_worker * max(compare, regroup, rank),
+        disk=n * 13,
+    )
+
+
+def selection_plan(title: str, *, n: int, k: int, row_bytes: int, chunk_rows: int, limits: Limits) -> StagePlan:
+    """Return the plan of a stage that ranks rows within k clusters and keeps the first ones."""
+    chunks = -(-n // chunk_rows)
+    rank = min(n, limits.rank_rows) * RANK_ROW_BYTES
+    return StagePlan(
+        stage=title,
+        rows=n,
+        bytes_read=0,
+        flops=0,
+        tasks=10 * chunks + 8,
+        peak_memory=PROCESS_BYTES + limits.threads_per_worker * (rank + min(n, chunk_rows) * 40 + k * 48),
+        disk=n * row_bytes + k * 40,
+    )

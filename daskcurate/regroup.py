@@ -1,0 +1,176 @@
+"""Regrouping rows by cluster, and back: one bounded-memory shuffle that all stages share.
+
+Rows travel as data frames; an embedding is one binary cell, so that Arrow moves it as a buffer and makes
+no Python object of it. What fits one task is concatenated and cut there; the rest goes through Dask's
+peer-to-peer shuffle, which spills to the workers' disks.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from dask.delayed import Delayed
+
+
+def to_cells(rows: np.ndarray) -> pd.array:
+    """Return rows (m, d) as a column of m binary cells, without a copy."""
+    rows = np.ascontiguousarray(rows)
+    m, width = len(rows), rows.shape[1] * rows.dtype.itemsize
+    offsets = np.arange(0, (m + 1) * width, width, dtype=np.int64)[: m + 1]
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(rows)]
+    return pd.array(
+        pa.LargeBinaryArray.from_buffers(pa.large_binary(), m, buffers), dtype=pd.ArrowDtype(pa.large_binary())
+    )
+
+
+def from_cells(cells: pd.Series, dim: int, dtype: Any) -> np.ndarray:
+    """Return a column of binary cells as rows (m, d)."""
+    found = pa.array(cells.array, type=pa.large_binary())
+    if isinstance(found, pa.ChunkedArray):
+        found = found.combine_chunks()
+    if not len(found):
+        return np.empty((0, dim), dtype=dtype)
+    offsets = np.frombuffer(found.buffers()[1], dtype=np.int64)[found.offset : found.offset + len(found) + 1]
+    content = np.frombuffer(found.buffers()[2], dtype=np.uint8)[offsets[0] : offsets[-1]]
+    return content.view(dtype).reshape(-1, dim)
+
+
+def regroup(
+    run: Any, frames: Sequence[Delayed], meta: pd.DataFrame, n_partitions: int, nbytes: int, key: str
+) -> list[Delayed]:
+    """Return ``n_partitions`` lazy frames: the rows of ``frames`` by their column ``partition``.
+
+    Parameters
+    ----------
+    frames
+        Lazy frames with an int64 column ``partition`` in [0, n_partitions); the order of the rows that
+        come out is not defined.
+    meta
+        An empty frame with the columns' dtypes.
+    nbytes
+        Size of all frames together.
+    """
+    if n_partitions == 1:
+        return [run.task(_concat, list(frames), name="regroup", key=key)]
+    if nbytes <= run.limits.small_regroup_bytes:
+        split = run.task(_split, list(frames), n_partitions, name="regroup", key=key)
+        return [run.task(_take, split, i, name="regroup-take", key=f"{key}-{i}") for i in range(n_partitions)]
+    import dask.dataframe as dd
+
+    frame = dd.from_delayed(list(frames), meta=meta, verify_meta=False)
+    edges = list(range(n_partitions + 1))
+    shuffled = frame.set_index("partition", divisions=edges, shuffle_method="p2p")
+    return list(shuffled.to_delayed())
+
+
+def _concat(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat(frames, ignore_index=True)
+
+
+def _split(frames: list[pd.DataFrame], n_partitions: int) -> list[pd.DataFrame]:
+    frame = pd.concat(frames, ignore_index=True)
+    order = np.argsort(frame["partition"].to_numpy(), kind="stable")
+    edges = np.searchsorted(frame["partition"].to_numpy()[order], np.arange(n_partitions + 1))
+    return [frame.iloc[order[edges[i] : edges[i + 1]]] for i in range(n_partitions)]
+
+
+def _take(parts: list[pd.DataFrame], i: int) -> pd.DataFrame:
+    return parts[i]
+
+
+def contiguous_partitions(sizes: np.ndarray, limit: int) -> np.ndarray:
+    """Return the partition of each cluster, (k,) int64: neighbours together while they hold <= ``limit`` rows.
+
+    A cluster larger than ``limit`` has a partition of its own.
+    """
+    partition = np.empty(len(sizes), dtype=np.int64)
+    ends = np.cumsum(sizes)
+    first, current = 0, 0
+    while first < len(sizes):
+        before = ends[first - 1] if first else 0
+        stop = max(first + 1, int(np.searchsorted(ends, before + limit, side="right")))
+        partition[first:stop] = current
+        first, current = stop, current + 1
+    return partition
+
+
+class Labelled(NamedTuple):
+    """Cluster and sort key of the rows of one block, in ascending row order."""
+
+    labels: np.ndarray
+    """(m,) int32; -1 is ranked nowhere."""
+    keys: np.ndarray
+    """(m,) float64: ascending order within a cluster; ties by row."""
+
+
+_KEYS = pd.DataFrame(
+    {"partition": np.empty(0, "i8"), "block": np.empty(0, "i8"), "position": np.empty(0, "i8"),
+     "label": np.empty(0, "i4"), "key": np.empty(0, "f8")}
+)  # fmt: skip
+_RANKS = pd.DataFrame(
+    {"partition": np.empty(0, "i8"), "position": np.empty(0, "i8"), "rank": np.empty(0, "i8")}
+)
+
+
+def rank_in_cluster(
+    run: Any, labelled: Sequence[Delayed], counts: Sequence[int], sizes: np.ndarray, key: str
+) -> list[Delayed]:
+    """Return each row's rank within its cluster by ascending sort key, per block (m,) int64; -1 outside.
+
+    Parameters
+    ----------
+    labelled
+        A :class:`Labelled` per block.
+    counts
+        Rows of each block.
+    sizes
+        (k,) rows of each cluster.
+    """
+    partition = contiguous_partitions(sizes, run.limits.rank_rows)
+    n_partitions = int(partition[-1]) + 1 if len(partition) else 1
+    table = run.task(np.asarray, partition, name="partition-map", key=key)
+    nbytes = 40 * sum(counts)
+    frames = [
+        run.task(_key_frame, item, i, table, name="rank-keys", key=f"{key}-{i}") for i, item in enumerate(labelled)
+    ]
+    grouped = regroup(run, frames, _KEYS, n_partitions, nbytes, f"{key}-by-cluster")
+    ranked = [run.task(_rank_frame, frame, name="rank", key=f"{key}-{i}") for i, frame in enumerate(grouped)]
+    back = regroup(run, ranked, _RANKS, len(labelled), nbytes, f"{key}-by-block")
+    return [
+        run.task(_ranks_of, frame, count, name="ranks", key=f"{key}-{i}")
+        for i, (frame, count) in enumerate(zip(back, counts, strict=True))
+    ]
+
+
+def _key_frame(item: Labelled, block: int, partition: np.ndarray) -> pd.DataFrame:
+    position = np.flatnonzero(item.labels >= 0)
+    labels = item.labels[position]
+    return pd.DataFrame(
+        {"partition": partition[labels], "block": block, "position": position, "label": labels,
+         "key": item.keys[position].astype(np.float64)}
+    )  # fmt: skip
+
+
+def ranks_by_group(labels: np.ndarray, *keys: np.ndarray) -> np.ndarray:
+    """Return each row's rank within its label by ascending ``keys`` (the most significant first)."""
+    order = np.lexsort((*reversed(keys), labels))
+    ordered = labels[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(ordered) else np.empty(0, np.int64)
+    lengths = np.diff(np.r_[starts, len(ordered)])
+    ranks = np.empty(len(labels), dtype=np.int64)
+    ranks[order] = np.arange(len(ordered)) - np.repeat(starts, lengths)
+    return ranks
+
+
+def _rank_frame(frame: pd.DataFrame) -> pd.DataFrame:
+    columns = {name: frame[name].to_numpy() for name in ("label", "key", "block", "position")}
+    rank = ranks_by_group(columns["label"], columns["key"], columns["block"], columns["position"])
+    return pd.DataFrame({"partition": columns["block"], "position": columns["position"], "rank": rank})
+
+
+def _ranks_of(frame: pd.DataFrame, count: int) -> np.ndarray:
+    ranks = np.full(count, -1, dtype=np.int64)
+    ranks[frame["position"].to_numpy()] = frame["rank"].to_numpy()
+    return ranks

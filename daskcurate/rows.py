@@ -1,0 +1,145 @@
+"""Rows to be clustered, block by block: where they come from, and how tasks load them.
+
+A block is the rows of one chunk of a zarr array that a mask leaves. Blocks are what every map-reduce in
+this package maps over, and their numbers fix the order of every sum.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from dask.delayed import Delayed
+
+from daskcurate.kernels.lloyd import unit_rows
+from daskcurate.store import read_block
+
+if TYPE_CHECKING:
+    from daskcurate.embeddings import Embeddings
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """A chunked zarr array of rows, restricted to those whose ``mask`` is positive."""
+
+    url: str
+    n_rows: int
+    dim: int
+    itemsize: int
+    chunk_rows: int
+    mask_url: str | None = None
+
+    @classmethod
+    def of_embeddings(cls, emb: "Embeddings", within: Any = None) -> "RowSource":
+        """Return the rows of a pool, or those that a computed selection holds."""
+        return cls(
+            url=f"{emb.path}/embeddings",
+            n_rows=len(emb),
+            dim=emb.dim,
+            itemsize=emb.dtype.itemsize,
+            chunk_rows=emb.chunk_rows,
+            mask_url=None if within is None else within.url("counts"),
+        )
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """First and last (exclusive) row of each block."""
+        return [(i, min(i + self.chunk_rows, self.n_rows)) for i in range(0, self.n_rows, self.chunk_rows)]
+
+
+class Block(NamedTuple):
+    """The rows of one block that the mask leaves."""
+
+    numbers: np.ndarray
+    """(m,) int64 row numbers, ascending."""
+    rows: np.ndarray
+    """(m, d) float32; unit length for the cosine metric."""
+
+
+def block_numbers(source: RowSource, start: int, stop: int) -> np.ndarray:
+    """Return the row numbers of a block that the mask leaves."""
+    numbers = np.arange(start, stop, dtype=np.int64)
+    if source.mask_url is None:
+        return numbers
+    return numbers[read_block(source.mask_url, start, stop) > 0]
+
+
+def load_raw(source: RowSource, start: int, stop: int) -> Block:
+    """Read a block in the dtype that it is stored in."""
+    numbers = block_numbers(source, start, stop)
+    if not len(numbers):
+        return Block(numbers, np.empty((0, source.dim), dtype=np.float32))
+    rows = read_block(source.url, start, stop)
+    if len(numbers) != len(rows):
+        rows = rows[numbers - start]
+    return Block(numbers, rows)
+
+
+def load_block(source: RowSource, start: int, stop: int, metric: str) -> Block:
+    """Read a block, widened to float32 and, for the cosine metric, scaled to unit length."""
+    numbers, rows = load_raw(source, start, stop)
+    return Block(numbers, unit_rows(rows) if metric == "cosine" else rows.astype(np.float32, copy=False))
+
+
+def count_block(source: RowSource, start: int, stop: int) -> int:
+    """Return how many rows of a block the mask leaves."""
+    return len(block_numbers(source, start, stop))
+
+
+@dataclass(frozen=True)
+class RowBlocks:
+    """Blocks of rows as lazy tasks, with the number of rows of each known."""
+
+    blocks: Sequence[Delayed]
+    counts: Sequence[int]
+    dim: int
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows in float32."""
+        return len(self) * self.dim * 4
+
+    def map(self, run: Any, function: Callable[..., Any], *args: Any, name: str, key: str) -> list[Delayed]:
+        """Return one task per block: ``function(block, *args)``."""
+        return [
+            run.task(function, block, *args, name=name, key=f"{key}-{i}") for i, block in enumerate(self.blocks)
+        ]
+
+
+def open_blocks(run: Any, source: RowSource, metric: str, key: str) -> RowBlocks:
+    """Return the blocks of ``source``; kept on the workers where half their memory holds them all.
+
+    Blocks that do not fit are read again by every pass, which bounds memory by the blocks in work.
+    """
+    ranges = source.ranges
+    counts = [stop - start for start, stop in ranges]
+    if source.mask_url is not None:
+        counts = run.gather(
+            [run.task(count_block, source, *r, name="count-rows", key=f"{key}-{r[0]}") for r in ranges], "count rows"
+        )
+    # a block is of more than half a chunk on average where nothing is masked; empty ones cost a task each
+    kept = [(r, n) for r, n in zip(ranges, counts, strict=True) if n]
+    lazy = [run.task(load_block, source, *r, metric, name="load-rows", key=f"{key}-{r[0]}") for r, _ in kept]
+    return keep_if_small(run, RowBlocks(lazy, [n for _, n in kept], source.dim))
+
+
+def keep_if_small(run: Any, blocks: RowBlocks) -> RowBlocks:
+    """Return the blocks, held on the workers where half of their memory is enough for all."""
+    limit = run.limits.total_memory
+    if limit is not None and blocks.nbytes > limit // 2:
+        return blocks
+    return RowBlocks(run.persist(blocks.blocks, "read rows"), blocks.counts, blocks.dim)
+
+
+def tree(run: Any, combine: Callable[[list[Any]], Any], parts: Sequence[Delayed], *, name: str, key: str) -> Delayed:
+    """Return the combination of ``parts`` in the tree that their numbers fix (groups of 8 neighbours)."""
+    level, parts = 0, list(parts)
+    while len(parts) > 1:
+        parts = [
+            run.task(combine, parts[i : i + 8], name=name, key=f"{key}-{level}-{i}") for i in range(0, len(parts), 8)
+        ]
+        level += 1
+    return parts[0]

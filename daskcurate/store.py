@@ -1,0 +1,177 @@
+"""The run store: a zarr group per stage, its arrays checked against the schema, its marker set last.
+
+Workers write with :func:`write_block`, one task owning whole chunks; only the runner makes groups and
+marks them complete. A missing chunk reads as the fill value, so nothing counts before its marker.
+"""
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import zarr
+
+from daskcurate.schema import FORMAT_VERSION, spec_of
+
+ATTRIBUTE = "daskcurate"
+
+
+class StoreError(ValueError):
+    """A store that is not what its schema says."""
+
+
+def as_url(path: str | Path) -> str:
+    """Return ``path`` as a string that every worker resolves alike: absolute, or a URL as given."""
+    if not isinstance(path, str | Path):
+        raise TypeError(f"store={path!r} is not allowed: give a str, a Path or a URL")
+    text = str(path)
+    if not text:
+        raise ValueError("store='' is not allowed: give a path or a URL")
+    return text.rstrip("/") if "://" in text else str(Path(text).expanduser().absolute())
+
+
+def open_array(url: str, mode: Any = "r") -> zarr.Array:
+    """Open the zarr array at ``url``."""
+    return zarr.open_array(store=url, mode=mode)
+
+
+def read_block(url: str, start: int, stop: int) -> np.ndarray:
+    """Read rows [start, stop) of the array at ``url``."""
+    return np.asarray(open_array(url)[start:stop])
+
+
+def write_block(url: str, start: int, values: np.ndarray) -> None:
+    """Write ``values`` at row ``start`` of the array at ``url``; the rows must be whole chunks."""
+    array = open_array(url, "r+")
+    stop = start + len(values)
+    step = array.chunks[0]
+    if start % step or (stop % step and stop != array.shape[0]):
+        raise StoreError(f"rows {start}:{stop} of {url} are not whole chunks of {step} rows")
+    array[start:stop] = values
+
+
+def write_scratch(url: str, values: np.ndarray) -> None:
+    """Write a whole small array at ``url``, replacing what is there."""
+    array = zarr.create_array(
+        store=url, shape=values.shape, dtype=values.dtype, chunks=_scratch_chunks(values), overwrite=True,
+        compressors=None,
+    )  # fmt: skip
+    array[...] = values
+
+
+def _scratch_chunks(values: np.ndarray) -> tuple[int, ...]:
+    row_bytes = max(1, values[:1].nbytes)
+    return (max(1, min(len(values), (64 << 20) // row_bytes)), *(max(1, n) for n in values.shape[1:]))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a stage ran with."""
+    names = ("daskcurate", "numpy", "dask", "zarr")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+class RunStore:
+    """A zarr group at a path or URL that holds a group per stage."""
+
+    def __init__(self, path: str | Path):
+        self.url = as_url(path)
+
+    def __repr__(self) -> str:
+        return f"RunStore({self.url!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RunStore) and other.url == self.url
+
+    def __hash__(self) -> int:
+        return hash(self.url)
+
+    def check(self) -> None:
+        """Raise StoreError if the path holds something else than a run store (or nothing)."""
+        found = self._attributes()
+        if found is None:
+            if _occupied(self.url):
+                raise StoreError(f"{self.url} exists and is not a run store: give a new path or a run store's")
+            return
+        if found.get("format") != "run":
+            raise StoreError(f"{self.url} is a {found.get('format', 'zarr group')!s}, not a run store")
+        if found.get("version") != FORMAT_VERSION:
+            raise StoreError(f"{self.url} has format version {found.get('version')}, this reads {FORMAT_VERSION}")
+
+    def create(self) -> None:
+        """Make the store if it is not there."""
+        self.check()
+        if self._attributes() is None:
+            root = zarr.open_group(store=self.url, mode="a")
+            root.attrs[ATTRIBUTE] = {"format": "run", "version": FORMAT_VERSION}
+
+    def stage_url(self, name: str, *parts: str) -> str:
+        """Return the URL of a stage's group, or of something in it."""
+        return "/".join((self.url, name, *parts))
+
+    def attributes(self, name: str) -> dict[str, Any]:
+        """Return the attributes of a stage's group; empty where there is none."""
+        return self._attributes(name) or {}
+
+    def is_complete(self, name: str) -> bool:
+        """Return whether the stage's marker is set."""
+        return self.attributes(name).get("complete") is True
+
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """Return the attributes of every stage in the store, by group name."""
+        self.check()
+        if self._attributes() is None:
+            raise StoreError(f"{self.url} is not a run store: there is nothing at that path")
+        root = zarr.open_group(store=self.url, mode="r")
+        return {name: self.attributes(name) for name in sorted(root.group_keys())}
+
+    def update(self, name: str, **changes: Any) -> None:
+        """Set attributes of a stage's group (made if missing) in one atomic write."""
+        group = zarr.open_group(store=self.url, path=name, mode="a")
+        group.attrs[ATTRIBUTE] = {**self.attributes(name), **changes}
+
+    def declare(self, kind: str, name: str, array: str, shape: tuple[int, ...], chunk: int) -> str:
+        """Make (or make anew) a declared array of a stage, and return its URL."""
+        spec = spec_of(kind, array)
+        if len(shape) != len(spec.dims):
+            raise StoreError(f"{kind}.{array} has dimensions {spec.dims}, got the shape {shape}")
+        url = self.stage_url(name, array)
+        made = zarr.create_array(
+            store=url, shape=shape, dtype=spec.dtype, chunks=(max(1, min(chunk, max(1, shape[0]))), *shape[1:]),
+            fill_value=spec.fill, dimension_names=spec.dims, overwrite=True,
+        )  # fmt: skip
+        made.attrs["meaning"] = spec.meaning
+        return url
+
+    def array(self, kind: str, name: str, array: str) -> zarr.Array:
+        """Open a declared array of a complete stage, checked against the schema."""
+        spec = spec_of(kind, array)
+        found = open_array(self.stage_url(name, array))
+        if str(found.dtype) != spec.dtype or found.ndim != len(spec.dims):
+            raise StoreError(
+                f"{self.stage_url(name, array)} is {found.dtype} with {found.ndim} dimensions; "
+                f"the schema says {spec.dtype} with {spec.dims}"
+            )
+        return found
+
+    def remove(self, name: str, *parts: str) -> None:
+        """Remove a stage's group, or something in it, if it is there."""
+        fs, path = fsspec.core.url_to_fs(self.stage_url(name, *parts))
+        if fs.exists(path):
+            fs.rm(path, recursive=True)
+
+    def _attributes(self, name: str | None = None) -> dict[str, Any] | None:
+        try:
+            group = zarr.open_group(store=self.url, path=name, mode="r")
+        except (FileNotFoundError, zarr.errors.GroupNotFoundError, zarr.errors.ContainsArrayError):
+            return None
+        found = group.attrs.asdict().get(ATTRIBUTE)
+        return found if isinstance(found, dict) else ({} if name is None and group.attrs else None)
+
+
+def _occupied(url: str) -> bool:
+    fs, path = fsspec.core.url_to_fs(url)
+    if not fs.exists(path):
+        return False
+    return not fs.isdir(path) or bool(fs.ls(path))

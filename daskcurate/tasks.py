@@ -1,0 +1,54 @@
+"""Lazy tasks with names that read well in the dashboard, one BLAS thread each."""
+
+import threading
+from functools import cache
+from collections.abc import Callable
+from typing import Any
+
+import dask
+from dask.delayed import Delayed
+from threadpoolctl import ThreadpoolController
+
+_lock = threading.Lock()
+_running = 0
+_limit: Any = None
+
+
+@cache
+def _controller() -> ThreadpoolController:
+    return ThreadpoolController()  # a scan of the loaded libraries: milliseconds, so once a process
+
+
+class one_blas_thread:  # noqa: N801 - used as a context manager
+    """Hold BLAS to one thread while any task runs in this process.
+
+    Dask runs a task per thread; BLAS threads on top of that would fight for the same cores, and the
+    number of them would decide in which order sums are rounded. The limit is process-wide, so the first
+    task in sets it and the last one out lifts it.
+    """
+
+    def __enter__(self):
+        global _running, _limit
+        with _lock:
+            if _running == 0:
+                _limit = _controller().limit(limits=1, user_api="blas")
+            _running += 1
+
+    def __exit__(self, *_):
+        global _running, _limit
+        with _lock:
+            _running -= 1
+            if _running == 0:
+                _limit.restore_original_limits()
+                _limit = None
+
+
+def call(function: Callable[..., Any], *args: Any) -> Any:
+    """Call ``function`` with BLAS held to one thread."""
+    with one_blas_thread():
+        return function(*args)
+
+
+def task(function: Callable[..., Any], *args: Any, name: str, key: str) -> Delayed:
+    """Return ``function(*args)`` as a lazy task; the dashboard groups tasks by ``name``."""
+    return dask.delayed(call, pure=False)(function, *args, dask_key_name=f"{name}-{key}")
