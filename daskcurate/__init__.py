@@ -8,6 +8,7 @@ missing in a run store.
 from daskcurate.dedup import SemanticDedup, semantic_dedup
 from daskcurate.embeddings import Embeddings, open_embeddings
 from daskcurate.hierarchy import Hierarchy, hierarchical_kmeans
+from daskcurate.io.export import export
 from daskcurate.io.ingest import ingest
 from daskcurate.kmeans import Clustering, kmeans
 from daskcurate.nodes import NotComputedError, Selection
@@ -31,6 +32,7 @@ __all__ = [
     "StoreError",
     "compute",
     "density_prune",
+    "export",
     "hierarchical_kmeans",
     "hierarchical_sample",
     "ingest",

@@ -289,7 +289,7 @@ def write_clustering(
         ]
     )
     write_block(run.declare("sizes", (k,), chunk), 0, sizes)
-    return {"n_clusters": k, "inertia": inertia, "n_empty": int((sizes == 0).sum())}
+    return {"n_clusters": k, "rows_in": len(blocks), "inertia": inertia, "n_empty": int((sizes == 0).sum())}
 
 
 def _copy_rows(source: str, target: str, start: int, stop: int) -> None:

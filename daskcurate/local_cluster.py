@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -93,8 +94,8 @@ class LocalClusterConfig(Config):
             raise TypeError(refused)
         if size < SMALLEST_LIMIT:
             raise ValueError(
-                f"memory_limit={given!r} is not allowed: it is the limit of each worker, which needs at least "
-                f"{SMALLEST_LIMIT >> 20} MiB before it holds any data"
+                f"memory_limit={given!r} is not allowed: it is the limit of each worker, which needs "
+                f"at least {SMALLEST_LIMIT >> 20} MiB before it holds any data"
             )
         self._set("memory_limit", size)
 
@@ -191,7 +192,8 @@ def start_local_cluster(config: LocalClusterConfig) -> "LocalCluster":
     _quieten_shuffles()
     environment = {f"distributed.nanny.pre-spawn-environ.{key}": v for key, v in WORKER_ENVIRONMENT.items()}
     # The nannies keep a copy of both for the workers that they start later in place of lost ones.
-    with dask.config.set(SETTINGS | environment), _environment(WORKER_ENVIRONMENT):
+    preload = {"distributed.worker.preload": [*dask.config.get("distributed.worker.preload"), __name__]}
+    with dask.config.set(SETTINGS | environment | preload), _environment(WORKER_ENVIRONMENT):
         return LocalCluster(
             n_workers=config.workers(),
             threads_per_worker=config.threads_per_worker,
@@ -201,6 +203,15 @@ def start_local_cluster(config: LocalClusterConfig) -> "LocalCluster":
             scheduler_port=config.scheduler_port,
             processes=True,
         )
+
+
+def dask_setup(worker: object) -> None:
+    """Make a worker ignore Ctrl-C: called by Dask in each, since it loads this module first.
+
+    A terminal sends Ctrl-C to all processes at once. The workers are to be closed by the one that started
+    them, rather than to print a traceback each.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _made_folder(folder: str | os.PathLike[str] | None) -> str | None:

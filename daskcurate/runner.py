@@ -19,9 +19,9 @@ import numpy as np
 from dask.delayed import Delayed
 from distributed import Client, default_client, wait
 
-from daskcurate.config import digest
+from daskcurate.config import check_int, digest
 from daskcurate.hierarchy import Hierarchy
-from daskcurate.nodes import Stage
+from daskcurate.nodes import NotComputedError, Stage
 from daskcurate.planning import Limits, Plan, plan_stages
 from daskcurate.progress import Progress
 from daskcurate.store import RunStore, versions, write_block
@@ -266,7 +266,23 @@ def _run_stage(stage: Stage, run: StageRun) -> None:
     run.progress.finish(stage, seconds)
 
 
-def plan(*nodes: Any, memory_limit: Any = None, client: Client | None = None, store: Any = None) -> Plan:
+def finished(node: Any, store: Any) -> Any:
+    """Return ``node`` bound to a store that holds its result; NotComputedError where it does not."""
+    run_store = RunStore(store)
+    run_store.check()
+    missing = [s.title for s in flatten([node]) if not s.is_computed and not run_store.is_complete(s.name)]
+    if missing:
+        raise NotComputedError(f"{run_store.url} lacks the stages {', '.join(missing)}: run them first")
+    return compute(node, store=store)
+
+
+def plan(
+    *nodes: Any,
+    memory_limit: Any = None,
+    n_workers: int | None = None,
+    client: Client | None = None,
+    store: Any = None,
+) -> Plan:
     """Say what running ``nodes`` would take, without running anything.
 
     Parameters
@@ -276,6 +292,8 @@ def plan(*nodes: Any, memory_limit: Any = None, client: Client | None = None, st
     memory_limit
         Memory of one worker: bytes, or text such as ``"4GiB"``. None: the current client's workers', or
         what a local cluster would give.
+    n_workers
+        Worker processes of one thread each, in place of the client's.
     client
         Dask client whose workers to plan for; None: the current one, if any.
     store
@@ -295,6 +313,8 @@ def plan(*nodes: Any, memory_limit: Any = None, client: Client | None = None, st
         stages = [stage for stage in stages if not kept.is_complete(stage.name)]
     found = client or current_client()
     limits = cluster_limits(found) if found is not None else Limits.local()
+    if n_workers is not None:
+        limits = Limits(check_int("n_workers", n_workers, 1), n_workers, limits.worker_memory)
     if memory_limit is not None:
         limits = limits.with_memory(memory_limit)
     planned = plan_stages(stages, limits)

@@ -73,7 +73,7 @@ def split_clusters(
     _write_centroids(run, parts, starts, source.dim, chunk)
     write_block(run.declare("sizes", (total,), chunk), 0, np.concatenate(part_sizes).astype(np.int64))
     inertia = _write_labels(run, parts, starts, source, len(blocks), config.metric)
-    return {"n_clusters": total, "inertia": inertia, "n_empty": 0}
+    return {"n_clusters": total, "rows_in": len(blocks), "inertia": inertia, "n_empty": 0}
 
 
 def _row_frame(block: Block, found: Assigned, partition: np.ndarray, giant: np.ndarray) -> pd.DataFrame:

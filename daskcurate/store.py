@@ -99,6 +99,10 @@ class RunStore:
         if found.get("version") != FORMAT_VERSION:
             raise StoreError(f"{self.url} has format version {found.get('version')}, this reads {FORMAT_VERSION}")
 
+    def exists(self) -> bool:
+        """Return whether there is a run store at the path."""
+        return self._attributes() is not None
+
     def create(self) -> None:
         """Make the store if it is not there."""
         self.check()

@@ -53,7 +53,7 @@ def export(result: Any, dest: PathLike, format: str | None = None, *, overwrite:
         If the result or the format is of another kind than allowed.
     """
     url = as_url(dest, "dest")
-    kind = _format_of(url, format)
+    kind = format_of(url, format)
     writer = _writer_for(result, kind)
     if exists(url):
         if is_folder(url):
@@ -73,7 +73,7 @@ def export(result: Any, dest: PathLike, format: str | None = None, *, overwrite:
     return url
 
 
-def _format_of(url: str, format: str | None) -> str:
+def format_of(url: str, format: str | None) -> str:
     if format is not None:
         return check_choice("format", format, FORMATS)
     suffix = os.path.splitext(url)[1].lower()
@@ -82,8 +82,8 @@ def _format_of(url: str, format: str | None) -> str:
     near = get_close_matches(suffix, SUFFIXES, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(
-        f"dest={url!r} has the suffix {suffix!r}: allowed are {', '.join(map(repr, SUFFIXES))}, or give format= "
-        f"(one of {', '.join(map(repr, FORMATS))}){hint}"
+        f"dest={url!r} has the suffix {suffix!r}: allowed are {', '.join(map(repr, SUFFIXES))}, or give "
+        f"format= (one of {', '.join(map(repr, FORMATS))}){hint}"
     )
 
 
@@ -104,7 +104,9 @@ def _writer_for(result: Any, kind: str) -> Callable[[Any], Write]:
         raise ValueError(
             f"format={kind!r} is not allowed for a {name}, which selects no rows: give format='parquet'"
         )
-    return {"npy": _indices, "ids": partial(_ids, kept=True), "removed-ids": partial(_ids, kept=False)}[kind]
+    if kind == "npy":
+        return _indices
+    return partial(_ids, kept=kind == "ids")
 
 
 def _indices(result: Any) -> Write:

@@ -170,10 +170,12 @@ def _decoded(block: np.ndarray) -> np.ndarray:
 
 
 def _decode(row: int, item: str | bytes) -> str:
+    if isinstance(item, str):
+        return item
     try:
-        return item.decode("utf-8") if isinstance(item, bytes) else item
+        return item.decode("utf-8")
     except UnicodeDecodeError:
-        raise BadRow(row, f"has the id {item!r}, which is not UTF-8 text") from None
+        raise BadRow(row, f"has the id {bytes(item)!r}, which is not UTF-8 text") from None
 
 
 def hash_ids(block: np.ndarray) -> np.ndarray:

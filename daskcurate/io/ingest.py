@@ -13,7 +13,7 @@ from daskcurate.embeddings import DTYPES, Embeddings, open_embeddings
 from daskcurate.io import pool
 from daskcurate.io.ids import is_text, open_ids
 from daskcurate.io.layout import chunk_rows_for
-from daskcurate.io.paths import PathLike, as_url, remove
+from daskcurate.io.paths import PathLike, as_url
 from daskcurate.io.resolve import Options, open_source
 from daskcurate.io.rows import convert_rows, is_unit
 from daskcurate.io.sources import BadRow, DaskRows, RowSource, describe_row
@@ -110,7 +110,7 @@ def ingest(
     try:
         _write(plan, rows, id_source, quiet=warned or normalize is not None)
     except BaseException:
-        remove(plan.partial)
+        pool.give_up(plan)
         raise
     return open_embeddings(url)
 
@@ -172,9 +172,8 @@ def _warn_unless_unit(rows: RowSource, dtype: str) -> bool:
         low, high, n_sampled = min(low, least), max(high, greatest), n_sampled + size
     if is_unit(low, high, dtype):
         return False
-    _warn(
-        f"norms of the rows of {rows.name} are from {low:.4g} to {high:.4g} in a sample of {min(n, n_sampled):,}"
-    )
+    shown = f"{min(n, n_sampled):,}"
+    _warn(f"norms of the rows of {rows.name} are from {low:.4g} to {high:.4g} in a sample of {shown}")
     return True
 
 

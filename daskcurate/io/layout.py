@@ -13,7 +13,7 @@ def chunk_rows_for(n: int, d: int, itemsize: int) -> int:
     below 2 MiB, where the cost of a task outweighs its work.
     """
     row_bytes = d * itemsize
-    share = -(-n // MIN_CHUNKS) * row_bytes
+    share = n // MIN_CHUNKS * row_bytes
     chunk_bytes = min(TARGET_BYTES, max(FLOOR_BYTES, share))
     return max(1, min(n, chunk_bytes // row_bytes))
 

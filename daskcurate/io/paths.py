@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from typing import Any
 
 import fsspec
@@ -101,6 +102,18 @@ def remove(url: str) -> None:
     fs, path = filesystem(url)
     if fs.exists(path):
         fs.rm(path, recursive=True)
+
+
+def discard(url: str) -> None:
+    """Remove the folder at ``url``, into which a task that is not to be stopped may still be writing.
+
+    Gives up after a second without an error: the error that led here matters more.
+    """
+    for _ in range(10):
+        try:
+            return remove(url)
+        except OSError:  # something new in a folder that was just emptied
+            time.sleep(0.1)
 
 
 def make_parent(url: str) -> None:

@@ -1,8 +1,9 @@
 """Write a pool: whole chunks by tasks, beside its final place, then moved there at once."""
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import dask
@@ -14,7 +15,16 @@ from daskcurate.config import digest
 from daskcurate.embeddings import ATTRIBUTE, FORMAT, IDS, ROWS, VERSION
 from daskcurate.io import ids as id_tools
 from daskcurate.io.layout import chunk_bounds
-from daskcurate.io.paths import exists, is_local, is_zarr, make_parent, move_store, remove, zarr_store
+from daskcurate.io.paths import (
+    discard,
+    exists,
+    is_local,
+    is_zarr,
+    make_parent,
+    move_store,
+    remove,
+    zarr_store,
+)
 from daskcurate.io.rows import convert_rows
 from daskcurate.io.sources import ArrayRows, BadRow, DaskRows, RowSource, describe_row
 from daskcurate.io.zarrs import is_pool, open_zarr
@@ -35,11 +45,13 @@ class PoolPlan:
     chunk_rows: int
     normalize: bool
     text_ids: bool = False
+    token: str = field(default_factory=lambda: os.urandom(4).hex())
+    """Unique for each attempt: tasks that an earlier one left behind share no key and no place with it."""
 
     @property
     def partial(self) -> str:
         """Where the pool is until it is whole."""
-        return self.dest + PARTIAL
+        return f"{self.dest}{PARTIAL}/{self.token}"
 
     @property
     def bounds(self) -> list[tuple[int, int]]:
@@ -100,6 +112,11 @@ def create(plan: PoolPlan, with_ids: bool) -> None:
         )
 
 
+def give_up(plan: PoolPlan) -> None:
+    """Remove what there is of the pool."""
+    discard(plan.dest + PARTIAL)
+
+
 def commit(plan: PoolPlan, metadata: dict[str, Any]) -> None:
     """Mark the pool as complete and move it to its place, over the pool that is there."""
     group = zarr.open_group(zarr_store(plan.partial, read_only=False), mode="r+")
@@ -107,12 +124,16 @@ def commit(plan: PoolPlan, metadata: dict[str, Any]) -> None:
     group.update_attributes({ATTRIBUTE: complete})
     if not exists(plan.dest):
         move_store(plan.partial, plan.dest)
-        return
-    if not is_local(plan.dest):  # no rename there: without its marker, what is left at dest is no pool
+    elif is_local(plan.dest):
+        _swap(plan)
+    else:  # no rename there: without its marker, what is left at dest is no pool
         remove(f"{plan.dest}/zarr.json")
         remove(plan.dest)
         move_store(plan.partial, plan.dest)
-        return
+    discard(plan.dest + PARTIAL)
+
+
+def _swap(plan: PoolPlan) -> None:
     os.rename(plan.dest, plan.dest + REPLACED)
     try:
         os.rename(plan.partial, plan.dest)
@@ -144,22 +165,28 @@ def _item(value: Any) -> int | str:
 
 
 def _write_rows(plan: PoolPlan, start: int, rows: RowSource) -> Written:
-    array = _open_array(plan, ROWS)
     block, low, high = convert_rows(rows.read(0, len(rows)), plan.dtype, plan.normalize)
-    array[start : start + len(block)] = block
+    _store(plan, ROWS, start, block)
     return Written(xxhash.xxh3_128_hexdigest(block.data), low, high)
 
 
 def _write_ids(plan: PoolPlan, start: int, rows: RowSource) -> Written:
-    array = _open_array(plan, IDS)
     block = id_tools.canonical_ids(rows.read(0, len(rows)), plan.text_ids)
-    array[start : start + len(block)] = block
+    _store(plan, IDS, start, block)
     hashes = id_tools.hash_ids(block)
     return Written(xxhash.xxh3_128_hexdigest(hashes.data), hashes=hashes)
 
 
-def _open_array(plan: PoolPlan, name: str) -> zarr.Array:
-    return zarr.open_array(zarr_store(plan.partial, read_only=False), path=name, mode="r+")
+def _store(plan: PoolPlan, name: str, start: int, block: np.ndarray) -> None:
+    """Write one whole chunk; leave nothing behind if the ingestion was given up in the meantime."""
+    try:
+        array = zarr.open_array(zarr_store(plan.partial, read_only=False), path=name, mode="r+")
+        array[start : start + len(block)] = block
+    finally:
+        if not exists(f"{plan.partial}/zarr.json"):
+            discard(plan.partial)
+            with contextlib.suppress(OSError):  # another attempt may be in it
+                os.rmdir(plan.dest + PARTIAL)
 
 
 Writer = Callable[[PoolPlan, int, RowSource], Written]
@@ -189,8 +216,6 @@ def _run(label: str, writer: Writer, plan: PoolPlan, source: RowSource) -> list[
         for start, stop in bounds:
             done += _checked([_attempt(writer, plan, start, source.cut(start, stop), source.name)])
         return done
-    # Unique for each attempt: tasks with side effects must never be taken for ones that have run before.
-    token = os.urandom(4).hex()
     blocks = source.blocks(plan.chunk_rows) if isinstance(source, DaskRows) else None
     size = _batch_size()
     for first in range(0, len(bounds), size):
@@ -200,7 +225,7 @@ def _run(label: str, writer: Writer, plan: PoolPlan, source: RowSource) -> list[
             rows = source.cut(start, stop) if blocks is None else blocks[index]
             task = dask.delayed(_attempt, pure=False)
             tasks.append(
-                task(writer, plan, start, rows, source.name, dask_key_name=f"{label}-{index}-{token}")
+                task(writer, plan, start, rows, source.name, dask_key_name=f"{label}-{index}-{plan.token}")
             )
         done += _checked(run_tasks(tasks))
     return done

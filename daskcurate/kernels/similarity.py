@@ -235,8 +235,7 @@ def greedy_within(
     kept : array
         bool (m,).
     match : EarlierMatch
-        The most similar kept row earlier in this block; removed rows that were alive are those for which
-        :func:`is_duplicate` holds of it.
+        The most similar kept row earlier in this block: a duplicate for just the rows removed here.
     """
     xp = namespace_of(x)
     block = _block(x, start, tile)
@@ -245,8 +244,8 @@ def greedy_within(
     for b, (lo, hi) in enumerate(block.spans):
         best.sweep(lo, hi, block.spans[:b], kept)
         scores = best.product(block.unit[lo:hi], block.unit[lo:hi])
-        open_rows = to_host(kept[lo:hi] & ~is_duplicate(best.similarity[lo:hi], eps))
-        kept_here, blocker = _resolve(block, lo, scores, open_rows, eps)
+        alive = to_host(kept[lo:hi] & ~is_duplicate(best.similarity[lo:hi], eps))
+        kept_here, blocker = _resolve(block, lo, scores, alive, eps)
         kept[lo:hi] = xp.asarray(kept_here)
         scores[~(xp.tri(hi - lo, k=-1, dtype=bool) & kept[None, lo:hi])] = _NEVER
         best.update(lo, hi, scores, xp.arange(lo, hi))
@@ -265,8 +264,7 @@ def _resolve(
     """
     xp = namespace_of(scores)
     kept, blocker = kept.copy(), np.full(len(kept), -1, np.int64)
-    threshold = np.float32(1 - eps)
-    if threshold >= 1:
+    if (threshold := np.float32(1 - eps)) >= 1:
         return kept, blocker
     margin = np.float32(max(1e-5, block.margin))
     later = xp.tri(len(kept), k=-1, dtype=bool).T
@@ -299,18 +297,9 @@ def _forest(parts: Iterable[Edges], rows: int) -> Edges:
 def edges_within(x: Array, start: int, floor: float, *, tile: int = TILE) -> Edges:
     """Return a spanning forest of the pairs of one block with similarity strictly above ``floor``.
 
-    Parameters
-    ----------
-    x, start, tile
-        A block, (m, d), as in :func:`earlier_within`.
-    floor
-        1 - eps for the largest eps that will be asked for.
-
-    Returns
-    -------
-    Edges
-        At most m - 1: the forest of highest similarity, which connects the same rows as all pairs do at
-        every threshold from ``floor`` up.
+    The block is given as to :func:`earlier_within`; ``floor`` is 1 - eps for the largest eps that will be
+    asked for. The forest of highest similarity, of m - 1 edges at most, connects the same rows as all
+    pairs do at every threshold from ``floor`` up.
     """
     block = _block(x, start, tile)
     product = _Scores(block, block)
@@ -375,14 +364,7 @@ def merge_forests(*forests: Edges) -> Edges:
 
 
 def connected_matches(edges: Edges, m: int) -> EarlierMatch:
-    """Return for each row of a cluster how similar a chain of pairs links it to an earlier row.
-
-    Parameters
-    ----------
-    edges
-        Those of the whole cluster; pairs below their floor count as not linked.
-    m
-        Rows of the cluster.
+    """Return how similar a chain of ``edges`` links each of m rows of a cluster to an earlier row.
 
     Returns
     -------

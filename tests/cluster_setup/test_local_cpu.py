@@ -38,17 +38,13 @@ def test_workers_are_set_up_and_closed(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         # Warnings are errors here, so that this shows the silent change of port as well.
-        with local_cpu(
-            n_workers=1,
-            memory_limit="512MiB",
-            spill_folder=tmp_path / "a" / "spill",
-            dashboard_address=address,
-        ) as client:
+        spill = tmp_path / "a" / "spill"
+        with local_cpu(1, memory_limit="512MiB", spill_folder=spill, dashboard_address=address) as client:
             assert default_client() is client
             (worker,) = client.scheduler_info()["workers"].values()
             assert worker["memory_limit"] == 512 * 2**20
             assert worker["nthreads"] == 1
-            assert worker["local_directory"].startswith(str(tmp_path / "a" / "spill"))
+            assert worker["local_directory"].startswith(str(spill))
             assert client.dashboard_link.startswith("http://127.0.0.1:")
             assert not client.dashboard_link.startswith(f"http://{address}/")
             assert client.cluster.scheduler.WORKER_SATURATION == 1.0
@@ -98,24 +94,19 @@ def test_defaults_share_the_machine():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_command_runs_until_signalled(tmp_path, number):
     file = tmp_path / "scheduler.json"
-    command = [
-        sys.executable,
-        "-m",
-        "cluster_setup.local_cpu",
-        "--n-workers",
-        "1",
-        "--memory-limit",
-        "512MiB",
-    ]
-    command += ["--dashboard-address", "127.0.0.1:0", "--scheduler-file", str(file)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "cluster_setup.local_cpu", "--n-workers=1", "--memory-limit=512MiB"]
+    command += ["--dashboard-address=127.0.0.1:0", f"--scheduler-file={file}"]
+    # A session of its own, so that the workers get the signal too, as they do from a terminal.
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
         deadline = time.monotonic() + 60
         while not file.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         with Client(scheduler_file=str(file)) as client:
             assert client.submit(sum, [1, 2]).result() == 3
-        process.send_signal(number)
+        os.killpg(process.pid, number)
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()

@@ -1,0 +1,257 @@
+"""The command line: ``daskcurate demo | ingest | plan | run | status | export``.
+
+Exit codes: 0 done; 1 the run failed; 2 the command line, the configuration or an input is not allowed;
+3 the plan does not fit the workers' memory; 130 interrupted.
+"""
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import daskcurate
+from daskcurate.io.export import format_of
+from daskcurate.local_cluster import LocalClusterConfig, start_local_cluster
+from daskcurate.pipeline_config import RunConfig, load_config
+from daskcurate.planning import Plan, PlanError
+from daskcurate.runner import finished
+from daskcurate.store import RunStore
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=(__doc__ or "").splitlines()[0]
+)
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Scheduler = Annotated[str | None, typer.Option(help="Address of a running Dask scheduler.")]
+SchedulerFile = Annotated[Path | None, typer.Option(help="JSON file that a running scheduler wrote.")]
+Workers = Annotated[int | None, typer.Option(help="Worker processes of the local cluster.")]
+Memory = Annotated[str | None, typer.Option(help="Memory limit of each local worker, such as 4GiB.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value in place of the file's; repeatable.")]
+Config = Annotated[Path, typer.Argument(help="The run's YAML file.")]
+
+
+class UsageError(ValueError):
+    """Options that do not go together."""
+
+
+@contextlib.contextmanager
+def a_client(
+    scheduler: str | None, scheduler_file: Path | None, n_workers: int | None, memory: str | None,
+    local: LocalClusterConfig | None = None,
+) -> Iterator[Any]:  # fmt: skip
+    """Yield a client of the cluster that the options name, or of a local one; say where its dashboard is."""
+    import dask
+    from distributed import Client
+
+    if scheduler and scheduler_file:
+        raise UsageError(f"--scheduler {scheduler} with --scheduler-file {scheduler_file}: give one of them")
+    address = scheduler or dask.config.get("scheduler-address", None)
+    with contextlib.ExitStack() as stack:
+        if scheduler_file or address:
+            if n_workers or memory:
+                raise UsageError("--n-workers and --memory-limit are for a local cluster, not with a scheduler")
+            if scheduler_file and not scheduler_file.exists():
+                raise UsageError(f"--scheduler-file {scheduler_file}: there is no such file")
+            where = {"scheduler_file": str(scheduler_file)} if scheduler_file else {"address": address}
+            client = stack.enter_context(Client(**where, timeout="20s"))
+        else:
+            settings = dict(local.as_dict()) if local is not None else {}
+            if n_workers is not None:
+                settings["n_workers"] = n_workers
+            if memory is not None:
+                settings["memory_limit"] = memory
+            cluster = stack.enter_context(start_local_cluster(LocalClusterConfig(**settings)))
+            client = stack.enter_context(Client(cluster))
+        console.print(f"Dashboard: {client.dashboard_link}")
+        yield client
+
+
+@app.command()
+def demo(
+    source: Annotated[str | None, typer.Argument(help="Your embeddings; without: handwritten digits.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo-output"),
+    eps: Annotated[float, typer.Option(help="Dedup threshold for your own embeddings.")] = 0.05,
+    rows: Annotated[int, typer.Option(help="Rows of the digits pool.")] = 24_000,
+    seed: Annotated[int, typer.Option(help="Seed of the digits pool.")] = 0,
+    fresh: Annotated[bool, typer.Option(help="Start over instead of keeping finished stages.")] = False,
+    scheduler: Scheduler = None,
+    scheduler_file: SchedulerFile = None,
+    n_workers: Workers = None,
+    memory_limit: Memory = None,
+) -> None:
+    """Curate a pool end to end and show what happened."""
+    from daskcurate.demo import clear, run_demo
+
+    if fresh:
+        clear(output)
+    with a_client(scheduler, scheduler_file, n_workers, memory_limit) as client:
+        run_demo(output, source, eps, rows, seed, client, console)
+
+
+@app.command()
+def ingest(
+    source: Annotated[list[str], typer.Argument(help="Files, folder, glob or URL of the embeddings.")],
+    dest: Annotated[str, typer.Argument(help="Pool to make.")],
+    ids: Annotated[str | None, typer.Option(help="File or column of ids.")] = None,
+    normalize: Annotated[bool | None, typer.Option(help="Scale rows to unit length, or leave them.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float16 or float32; default: as found.")] = None,
+    format: Annotated[str | None, typer.Option(help="Insist on a format.")] = None,
+    column: Annotated[str | None, typer.Option(help="Column or array that holds the embeddings.")] = None,
+    shape: Annotated[tuple[int, int] | None, typer.Option(help="Rows and width of a headerless file.")] = None,
+    source_dtype: Annotated[str | None, typer.Option(help="Number type of a headerless file.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing pool.")] = False,
+) -> None:
+    """Bring embeddings into a pool."""
+    emb = daskcurate.ingest(
+        source[0] if len(source) == 1 else source, dest, ids=ids, normalize=normalize, dtype=dtype, format=format,
+        column=column, shape=shape, source_dtype=source_dtype, overwrite=overwrite,
+    )  # fmt: skip
+    console.print(str(emb))
+
+
+def _open_pool(config: RunConfig) -> Any:
+    """Return the run's pool, ingested now if the file says how and it is not there yet."""
+    spec = config.embeddings
+    if spec.ingest is None:
+        return daskcurate.open_embeddings(spec.path)
+    arguments = dict(spec.ingest)
+    if not arguments.get("overwrite"):
+        with contextlib.suppress(FileNotFoundError):
+            return daskcurate.open_embeddings(spec.path)
+    return daskcurate.ingest(arguments.pop("source"), arguments.pop("dest"), **arguments)
+
+
+def plan_table(found: Plan) -> Table:
+    """Return a plan as a table."""
+    table = Table(title="Plan", title_justify="left")
+    for i, name in enumerate(found.HEADER):
+        table.add_column(name, justify="right" if i else "left")
+    for row in found.as_rows():
+        table.add_row(*row)
+    return table
+
+
+def _planned(config: RunConfig, n_workers: int | None, memory_limit: str | None) -> Plan:
+    spec = config.embeddings
+    if spec.ingest is not None:
+        try:
+            emb = daskcurate.open_embeddings(spec.path)
+        except FileNotFoundError as error:
+            raise UsageError(
+                f"{spec.path} is not there yet and a plan ingests nothing: run 'daskcurate ingest' or the run itself"
+            ) from error
+    else:
+        emb = daskcurate.open_embeddings(spec.path)
+    nodes = config.build(emb)
+    settings = dict(config.cluster.as_dict()) if config.cluster is not None else {}
+    settings |= {"n_workers": n_workers} if n_workers is not None else {}
+    settings |= {"memory_limit": memory_limit} if memory_limit is not None else {}
+    local = LocalClusterConfig(**settings)
+    store = config.store if RunStore(config.store).exists() else None
+    return daskcurate.plan(*nodes.values(), memory_limit=local.memory(), n_workers=local.workers(), store=store)
+
+
+@app.command()
+def plan(
+    config: Config, overrides: Overrides = None, n_workers: Workers = None, memory_limit: Memory = None
+) -> None:
+    """Say what a run would take, and run nothing."""
+    console.print(plan_table(_planned(load_config(config, overrides or ()), n_workers, memory_limit)))
+
+
+@app.command()
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option(help="Show the plan and stop.")] = False,
+    scheduler: Scheduler = None,
+    scheduler_file: SchedulerFile = None,
+    n_workers: Workers = None,
+    memory_limit: Memory = None,
+) -> None:
+    """Run what a YAML file describes; finished stages of its store are kept."""
+    loaded = load_config(config, overrides or ())
+    if dry_run:
+        console.print(plan_table(_planned(loaded, n_workers, memory_limit)))
+        return
+    for item in loaded.exports:
+        format_of(item.dest, item.format)
+    with a_client(scheduler, scheduler_file, n_workers, memory_limit, loaded.cluster) as client:
+        emb = _open_pool(loaded)
+        nodes = loaded.build(emb)
+        found = daskcurate.compute(*nodes.values(), store=loaded.store, client=client)
+        results = dict(zip(nodes, found if len(nodes) > 1 else (found,), strict=True))
+        for item in loaded.exports:
+            daskcurate.export(results[item.stage], item.dest, item.format, overwrite=True)
+            console.print(f"Wrote {item.dest}")
+    for name, result in results.items():
+        rows = f"{len(result):,} rows" if isinstance(result, daskcurate.Selection) else repr(result)
+        console.print(f"{name}: {rows}")
+
+
+@app.command()
+def status(store: Annotated[str, typer.Argument(help="The run store.")]) -> None:
+    """Show the stages of a run store: finished, or where they have got to."""
+    table = Table(title=store, title_justify="left")
+    for column in ("stage", "state", "rows out", "clusters", "seconds", "settings"):
+        table.add_column(column)
+    for name, found in RunStore(store).stages().items():
+        saved = found.get("checkpoint") or {}
+        done = "finished" if found.get("complete") else "unfinished"
+        if saved and not found.get("complete"):
+            done += f" (step {saved.get('step', 0)}, iteration {saved.get('iteration', 0)})"
+        settings = ", ".join(f"{key}={value}" for key, value in found.get("config", {}).items())
+        seconds = f"{found['seconds']:.1f}" if "seconds" in found else ""
+        table.add_row(name, done, str(found.get("total", "")), str(found.get("n_clusters", "")), seconds, settings)
+    console.print(table)
+
+
+@app.command()
+def export(
+    config: Config,
+    stage: Annotated[str, typer.Argument(help="Name of the stage in the file.")],
+    dest: Annotated[str, typer.Argument(help="File to write.")],
+    format: Annotated[str | None, typer.Option(help="npy, parquet, ids or removed-ids; default: by name.")] = None,
+    overrides: Overrides = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
+) -> None:
+    """Write a finished stage of a run to a file."""
+    loaded = load_config(config, overrides or ())
+    nodes = loaded.build(daskcurate.open_embeddings(loaded.embeddings.path))
+    if stage not in nodes:
+        raise UsageError(f"stage {stage!r} is not in {config}: it has {', '.join(nodes)}")
+    found = finished(nodes[stage], store=loaded.store)
+    console.print(f"Wrote {daskcurate.export(found, dest, format, overwrite=overwrite)}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; errors are one line on standard error."""
+    warnings.showwarning = _show_warning
+    try:
+        sys.exit(app(args=arguments, standalone_mode=True))
+    except PlanError as error:
+        _fail(error, 3)
+    except (ValueError, TypeError, OSError) as error:
+        _fail(error, 2)
+    except KeyboardInterrupt:
+        errors.print("interrupted: finished stages are kept; run the same command again to go on")
+        sys.exit(130)
+    except Exception as error:  # the command's last resort: the kind of error is part of the message
+        errors.print(f"daskcurate: {type(error).__name__}: {error}", markup=False)
+        sys.exit(1)
+
+
+def _fail(error: BaseException, code: int) -> None:
+    errors.print(f"daskcurate: {error}", markup=False)
+    sys.exit(code)
+
+
+def _show_warning(message: Any, category: Any, *_: Any) -> None:
+    errors.print(f"daskcurate: warning: {message}", markup=False)
