@@ -323,10 +323,11 @@ def _stage(name: str, verb_name: str, body: Marked, kinds: Mapping[str, str]) ->
         clustering = _stage_name(reference, kinds)
         if kinds[clustering] != "clustering":
             reference.fail(
-                f"{clustering!r} is a selection, where a clustering is needed: {_of(kinds, 'clustering')}"
+                f"{clustering!r} is a selection, where a clustering is needed: "
+                + _others(kinds, "clustering", name)
             )
     if "within" in given and given["within"].value is not None:
-        within = _within(given["within"], kinds)
+        within = _within(given["within"], kinds, name)
     values = {key: item.plain for key, item in given.items() if key not in verb.references}
     try:
         check_values(verb, values)
@@ -335,7 +336,7 @@ def _stage(name: str, verb_name: str, body: Marked, kinds: Mapping[str, str]) ->
     return StageSpec(name, verb_name, values, clustering, within, body.where)
 
 
-def _within(item: Marked, kinds: Mapping[str, str]) -> str:
+def _within(item: Marked, kinds: Mapping[str, str], stage: str) -> str:
     text = _text(item, "a selection: the name of a stage, or names with & | ~")
     try:
         names = names_in(text)
@@ -345,12 +346,13 @@ def _within(item: Marked, kinds: Mapping[str, str]) -> str:
         if name not in kinds:
             item.fail(f"unknown stage {name!r}: {choices(name, kinds)}")
         if kinds[name] != "selection":
-            item.fail(f"{name!r} is a clustering, where a selection is needed: {_of(kinds, 'selection')}")
+            others = _others(kinds, "selection", stage)
+            item.fail(f"{name!r} is a clustering, where a selection is needed: {others}")
     return text
 
 
-def _of(kinds: Mapping[str, str], kind: str) -> str:
-    found = [repr(name) for name, made in kinds.items() if made == kind]
+def _others(kinds: Mapping[str, str], kind: str, stage: str) -> str:
+    found = [repr(name) for name, made in kinds.items() if made == kind and name != stage]
     return f"give one of {', '.join(found)}" if found else "there is none"
 
 

@@ -325,10 +325,10 @@ BAD_STAGES = [
         "'x' is a selection, where a clustering is needed",
     ),
     (
-        "x: {random_prune: {keep_fraction: 1, within: flat}}",
+        "x: {random_prune: {keep_fraction: 1, within: flat}}\np: {random_prune: {keep_fraction: 1}}",
         5,
         "stages.x.random_prune.within",
-        "'flat' is a clustering, where a selection is needed: give one of 'x'",
+        "'flat' is a clustering, where a selection is needed: give one of 'p'",
     ),
     ("x: {kmeans: {n_clusters: 3, within: flat}}", 5, "stages.x.kmeans.within", "needed: there is none"),
     (

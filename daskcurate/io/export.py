@@ -74,6 +74,7 @@ def export(result: Any, dest: PathLike, format: str | None = None, *, overwrite:
 
 
 def format_of(url: str, format: str | None) -> str:
+    """Return the format to write to ``url``: the one given, or by the name."""
     if format is not None:
         return check_choice("format", format, FORMATS)
     suffix = os.path.splitext(url)[1].lower()

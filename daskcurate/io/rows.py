@@ -6,7 +6,7 @@ import numpy as np
 
 from daskcurate.io.sources import BadRow
 
-SLAB_BYTES = 4 << 20
+SLAB_BYTES = 1 << 20  # of float32: stays in a core's cache
 UNIT_TOLERANCE = {"float16": 1e-2, "float32": 1e-3}
 SMALL, LARGE = 1e-15, 1e18  # outside, a squared norm may leave the range of float32
 FLOAT16_MAX = 65504.0
@@ -57,7 +57,8 @@ def _convert_slab(raw: np.ndarray, out: np.ndarray, normalize: bool) -> np.ndarr
         for position, row in enumerate(odd):
             norms[row] = _checked_norm(int(row), exact[position], wide[row])
         if normalize:
-            wide = wide / norms[:, None].astype(np.float32)
+            own = None if np.may_share_memory(wide, raw) else wide
+            wide = np.divide(wide, norms[:, None].astype(np.float32), out=own)
             wide[odd] = exact / norms[odd, None]
         out[...] = wide
     fits = norms.max() < FLOAT16_MAX and norms.min() > 2**-24 * np.sqrt(raw.shape[1])

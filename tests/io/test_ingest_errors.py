@@ -1,4 +1,6 @@
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,9 +36,22 @@ def floats(x):
 
 
 @pytest.fixture
-def files(tmp_path, monkeypatch):
-    """Write one of each file that the cases name."""
+def files(templates, tmp_path, monkeypatch):
+    """Copy one of each file that the cases name into the current folder."""
+    shutil.copytree(templates, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def templates(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("templates")
+    with contextlib.chdir(folder):
+        write_templates(folder)
+    return folder
+
+
+def write_templates(tmp_path):
     arrays = {
         "x": X,
         "ints": X.astype(int),
@@ -83,7 +98,6 @@ def files(tmp_path, monkeypatch):
     zarr.create_group("nothing.zarr").create_array("obs", shape=(3,), dtype="i8", chunks=(3,))
     (tmp_path / "blank.txt").write_text("".join(f"{i}\n" if i != 4 else "\n" for i in range(N)))
     (tmp_path / "latin.txt").write_bytes(b"".join(b"%d\xe9\n" % i for i in range(N)))
-    return tmp_path
 
 
 def no_floats(name, kind):

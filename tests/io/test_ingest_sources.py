@@ -230,6 +230,16 @@ def test_dtypes(tmp_path, found, given, stored, normalize):
     np.testing.assert_allclose(rows, expected, rtol=1e-3 if stored == "float16" else 3e-7, atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_source_arrays_are_left_as_they_are(tmp_path, dtype):
+    x = np.memmap(tmp_path / "x.dat", dtype, "w+", shape=(40, 7))
+    x[:] = 3 * unit_rows(40)
+    for source in (x, np.asarray(x), da.from_array(np.asarray(x), chunks=9)):
+        before = np.array(x)
+        ingest(source, tmp_path / "p.zarr", normalize=True, overwrite=True, chunk_rows=9)
+        np.testing.assert_array_equal(x, before)
+
+
 def test_extreme_rows_are_normalised(tmp_path):
     x = np.array([[3e-42, 4e-42], [3e38, 3e38], [3e-30, 4e-30], [1e20, 0]], np.float32)
     rows = rows_and_ids(ingest(x, tmp_path / "p.zarr", normalize=True))[0]

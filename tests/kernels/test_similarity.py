@@ -10,6 +10,7 @@ from daskcurate.kernels.similarity import (
     TILE,
     EarlierMatch,
     Edges,
+    _block,
     connected_matches,
     earlier_across,
     earlier_within,
@@ -179,6 +180,16 @@ def unaligned_expected():
     return similarity, np.where(position >= 0, position + 5, -1)
 
 
+@pytest.mark.parametrize("first", [16, 21])
+def test_tiles_start_at_multiples_wherever_the_block_does(first):
+    x = gaussians(60, 30, copies=False)
+    whole = earlier_within(x, first, tile=8)
+    part = earlier_within(x[24 - first :], 24, tile=8)
+    across = earlier_across(x[: 24 - first], first, x[24 - first :], 24, tile=8)
+    same(merge_earlier(across, part), EarlierMatch(*(field[24 - first :] for field in whole)))
+    assert _block(x, first, 8).spans[0] == (0, 24 - first if first > 16 else 8)
+
+
 def test_opposite_rows_are_a_match_of_minus_one(xp):
     x = xp.asarray([[1.0], [-2.0]], dtype=np.float32)
     similarity, position = host(earlier_within(x, tile=1))
@@ -304,20 +315,33 @@ def test_greedy_division_gives_the_same_bits(m, d, cuts, seed, eps):
     assert (kept == ~is_duplicate(match.similarity, eps)).all()
 
 
-def test_greedy_decides_pairs_at_the_threshold_exactly():
-    # Many rows at almost one similarity to the first: float32 products cannot order them.
+def rows_at_one_similarity():
+    """Rows at almost one similarity, 0.9, to the first: float32 products cannot order them."""
     rng = np.random.default_rng(0)
-    x = np.zeros((400, 300), np.float32)
-    x[0, 0] = 1
-    x[1:, 0] = 0.9
     rest = rng.standard_normal((399, 299))
-    x[1:, 1:] = rest / np.linalg.norm(rest, axis=1, keepdims=True) * np.sqrt(1 - 0.81)
+    rest *= np.sqrt(1 - 0.81) / np.linalg.norm(rest, axis=1, keepdims=True)
+    near = 0.9 + 3e-7 * rng.standard_normal((399, 1))
+    x = np.block([[np.ones((1, 1)), np.zeros((1, 299))], [near, rest]])
+    return (x @ np.linalg.qr(rng.standard_normal((300, 300)))[0]).astype(np.float32)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_greedy_decides_pairs_at_the_threshold_exactly(first):
+    x = rows_at_one_similarity()[:: 1 if first else -1]
     s = similarities(x)
-    for level in np.unique(s[1:, 0]):
+    for level in np.unique(s[0 if first else -1])[:-1]:
         eps = 1 - float(level)
         kept, match = greedy_within(x, 0, np.ones(400, bool), eps)
         assert kept.tolist() == greedy(s, eps).tolist()
         assert (kept == ~is_duplicate(match.similarity, eps)).all()
+
+
+def test_edges_at_the_threshold_are_exact():
+    x = rows_at_one_similarity()
+    s = similarities(x)[0, 1:]
+    for level in np.unique(s):
+        edges = edges_within(x, 0, float(level))
+        assert sorted(edges.j.tolist()) == (1 + np.flatnonzero(s > level)).tolist()
 
 
 def test_rows_not_alive_are_neither_kept_nor_block(xp):

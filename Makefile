@@ -1,0 +1,67 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each makes .venv, installs, and does its job.
+
+PYTHON ?= python3
+POOL ?=
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: demo test test-slow test-gpu lint bench clean help
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -e 's/:.*## /\t/' | expand -t 12
+	@echo
+	@echo 'POOL=path       make demo: curate these embeddings in place of the digits'
+	@echo 'ARGS="..."      further arguments of the command that a target runs'
+	@echo 'PYTHON=python3  the Python (3.11 or later) that .venv is made with'
+
+demo: $(VENV)/.installed-demo  ## Curate a pool of handwritten digits, or POOL=path, on a local Dask cluster
+	$(BIN)/daskcurate demo $(if $(POOL),"$(POOL)") $(ARGS)
+
+test: $(VENV)/.installed-test  ## Run the tests
+	$(BIN)/pytest -m "not slow and not gpu" $(ARGS)
+
+test-slow: $(VENV)/.installed-test  ## Run the tests that take long
+	$(BIN)/pytest -m "slow and not gpu" $(ARGS)
+
+# cupy and dask-cuda come with the extra gpu-cu12 or gpu-cu13: .venv/bin/pip install -e ".[gpu-cu12]"
+test-gpu: $(VENV)/.installed-test  ## Run the tests that need an NVIDIA GPU
+	$(BIN)/pytest -m gpu $(ARGS)
+
+lint: $(VENV)/.installed-test  ## Check style (ruff) and types (mypy)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-test  ## Run every benchmark in benchmarks/
+	@set -e; for script in $(wildcard benchmarks/[a-z]*.py); do \
+	    echo "$$script"; $(BIN)/python "$$script" $(ARGS); \
+	done
+
+clean:  ## Remove .venv, caches and build files; results stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf dask-worker-space dask-scratch-space
+	find benchmarks cluster_setup daskcurate pipelines tests -name __pycache__ -prune -exec rm -rf {} +
+
+# One stamp for each set of extras: installed again when pyproject.toml changes, never otherwise.
+$(VENV)/.installed-%: pyproject.toml $(VENV)/.made
+	@echo 'installing daskcurate[$*] and what it needs into $(VENV): a minute or two'
+	@$(PIP) install -e '.[$*]'
+	@touch $@
+
+# Only where there is no working one: a virtual environment made by hand is left as it is.
+$(VENV)/.made:
+	@command -v '$(PYTHON)' > /dev/null || { \
+	    echo 'there is no $(PYTHON) here: install Python 3.11 or later, or give PYTHON=/path/to/python3' >&2; \
+	    exit 1; }
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "Python 3.11 or later is needed, and $(PYTHON) is $$('$(PYTHON)' --version 2>&1):" \
+	        'give PYTHON=/path/to/python3.11' >&2; \
+	    exit 1; }
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || '$(PYTHON)' -m venv $(VENV) || { \
+	    echo 'the virtual environment could not be made (Debian and Ubuntu: apt install python3-venv)' >&2; \
+	    exit 1; }
+	@touch $@

@@ -1,0 +1,208 @@
+"""What every recipe shares: its command line, the choice of a Dask client, and ``--scale``."""
+
+import argparse
+import contextlib
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dask
+from distributed import Client
+
+import daskcurate as dc
+from cluster_setup.local_cpu import local_cpu
+from daskcurate.config import check_number
+from daskcurate.local_cluster import LocalClusterConfig
+from daskcurate.pipeline_config import ExportSpec
+
+__all__ = ["FULL", "ExportSpec", "Recipe", "Scale"]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Shrinks the numbers of a recipe in proportion, for a trial on a pool smaller than it is meant for.
+
+    Called with a number of clusters or of rows, it returns that number times ``fraction``, rounded, at
+    least 1. Rows taken from a cluster, parts of a split, iterations and thresholds do not depend on the
+    size of the pool and are not scaled.
+    """
+
+    fraction: float = 1.0
+
+    def __post_init__(self):
+        check_number("scale", self.fraction, 0, math.inf, open_low=True)
+
+    def __call__(self, count: int) -> int:
+        """Return the scaled ``count``."""
+        return max(1, math.floor(count * self.fraction + 0.5))
+
+
+FULL = Scale()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe as a command."""
+
+    build: Callable[[dc.Embeddings, Scale], Mapping[str, Any]]
+    """Returns the lazy stages by name; nothing runs."""
+    rows: int
+    """Rows of a pool that the numbers are meant for."""
+    exports: Sequence[ExportSpec]
+    """Files written to ``--output``."""
+
+    def main(self, arguments: Sequence[str] | None = None) -> None:
+        """Run the command and exit.
+
+        Status 0: done; 2: an argument or an input is not allowed; 3: the plan does not fit the workers'
+        memory; 130: interrupted.
+
+        Parameters
+        ----------
+        arguments
+            Command-line arguments; those of the process by default.
+        """
+        given = self._parser().parse_args(arguments)
+        try:
+            self.run(given)
+        except dc.PlanError as error:
+            _fail(error, 3)
+        except (TypeError, ValueError, OSError) as error:
+            _fail(error, 2)
+        except KeyboardInterrupt:
+            _fail("interrupted: finished stages are kept; run the same command again to go on", 130)
+        sys.exit(0)
+
+    def run(self, given: argparse.Namespace) -> dict[str, Any]:
+        """Compute what the store lacks, and export.
+
+        Parameters
+        ----------
+        given
+            Parsed arguments.
+
+        Returns
+        -------
+        dict of str to result
+            The computed stages by name; lazy ones after ``--dry-run``.
+        """
+        emb = dc.open_embeddings(given.embeddings)
+        nodes = self._stages(emb, given.scale)
+        if given.dry_run:
+            print(_planned(nodes, given))
+            return nodes
+        with open_client(given) as client:
+            print(f"Dashboard: {client.dashboard_link or 'none'}", flush=True)
+            found = dc.compute(*nodes.values(), store=given.store, client=client)
+            results = dict(zip(nodes, found if len(nodes) > 1 else (found,), strict=True))
+            for name, result in results.items():
+                print(f"{name}: {summary(result)}")
+            for item in self.exports if given.output else ():
+                dest = given.output / item.dest
+                print(f"Wrote {dc.export(results[item.stage], dest, item.format, overwrite=True)}")
+        return results
+
+    def _stages(self, emb: dc.Embeddings, scale: Scale) -> dict[str, Any]:
+        try:
+            return dict(self.build(emb, scale))
+        except ValueError as error:
+            raise ValueError(
+                f"{error}\nThe recipe's numbers are for about {self.rows:,} rows, and this pool has "
+                f"{len(emb):,}: --scale {len(emb) / self.rows:.2g} is in proportion"
+            ) from error
+
+    def _parser(self) -> argparse.ArgumentParser:
+        module = sys.modules[self.build.__module__]
+        spec = getattr(module, "__spec__", None)
+        parser = argparse.ArgumentParser(
+            prog=f"python -m {spec.name}" if spec else None,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        add = parser.add_argument
+        add("--embeddings", required=True, help="the pool: what daskcurate.ingest (or the command) made")
+        add("--store", required=True, help="the run store; finished stages in it are kept")
+        names = ", ".join(item.dest for item in self.exports)
+        add("--output", type=Path, help=f"folder for {names}; without it the result is in the store alone")
+        add("--scale", type=_scale, default=FULL, metavar="FRACTION", help=(
+            "shrink all numbers of clusters and all target sizes in proportion, for a trial on a small pool; "
+            f"the recipe is meant for about {self.rows:,} rows"
+        ))  # fmt: skip
+        add("--dry-run", action="store_true", help="show the plan and stop")
+        add("--scheduler", metavar="ADDRESS", help="address of a running Dask scheduler")
+        add("--scheduler-file", type=Path, metavar="FILE", help="JSON file that a running scheduler wrote")
+        add("--n-workers", type=int, metavar="N", help="worker processes of the local cluster")
+        add("--memory-limit", metavar="SIZE", help="memory limit of each local worker, such as 4GiB")
+        return parser
+
+
+@contextlib.contextmanager
+def open_client(given: argparse.Namespace) -> Iterator[Client]:
+    """Yield a client of the scheduler that the arguments name (or the environment), or of a local cluster.
+
+    Parameters
+    ----------
+    given
+        Parsed arguments: ``scheduler``, ``scheduler_file``, ``n_workers`` and ``memory_limit``. Without a
+        scheduler among them, DASK_SCHEDULER_ADDRESS counts.
+
+    Raises
+    ------
+    ValueError
+        For arguments that do not go together.
+    """
+    if given.scheduler and given.scheduler_file:
+        raise ValueError("--scheduler and --scheduler-file do not go together: give one of them")
+    address = given.scheduler or dask.config.get("scheduler-address", None)
+    if not (address or given.scheduler_file):
+        with local_cpu(**_local(given)) as client:
+            yield client
+        return
+    if _local(given):
+        raise ValueError("--n-workers and --memory-limit are for a local cluster, not with a scheduler")
+    if given.scheduler_file and not given.scheduler_file.exists():
+        raise FileNotFoundError(f"--scheduler-file {given.scheduler_file}: there is no such file")
+    where = {"scheduler_file": str(given.scheduler_file)} if given.scheduler_file else {"address": address}
+    with Client(**where, timeout="20s") as client:
+        yield client
+
+
+def summary(result: Any) -> str:
+    """Return in a few words what a stage made."""
+    if isinstance(result, dc.Selection):
+        return f"{len(result):,} of {result.n_rows:,} rows"
+    levels = result.levels if isinstance(result, dc.Hierarchy) else [result]
+    return " / ".join(f"{level.n_clusters:,}" for level in levels) + " clusters"
+
+
+def _local(given: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of the local cluster that were given."""
+    settings = {"n_workers": given.n_workers, "memory_limit": given.memory_limit}
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _planned(nodes: Mapping[str, Any], given: argparse.Namespace) -> dc.Plan:
+    """Return the plan for the scheduler's workers, or for the local cluster that would be started."""
+    store = given.store if Path(given.store).exists() else None
+    if given.scheduler or given.scheduler_file:
+        with open_client(given) as client:
+            return dc.plan(*nodes.values(), client=client, store=store)
+    local = LocalClusterConfig(**_local(given))
+    return dc.plan(*nodes.values(), memory_limit=local.memory(), n_workers=local.workers(), store=store)
+
+
+def _scale(text: str) -> Scale:
+    try:
+        return Scale(float(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not allowed: give a number above 0, such as 0.03"
+        ) from error
+
+
+def _fail(error: BaseException | str, status: int) -> None:
+    print(f"error: {error}" if isinstance(error, BaseException) else error, file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,199 @@
+"""The Lloyd step and its loop against float64 oracles written plainly."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daskcurate.kernels import lloyd
+
+METRICS = ("l2", "cosine")
+
+
+def oracle_distances(x, centroids, metric):
+    """(m, k) float64: squared L2 distance, of unit vectors for the cosine metric."""
+    x, centroids = x.astype(np.float64), centroids.astype(np.float64)
+    if metric == "cosine":
+        x = x / np.linalg.norm(x, axis=1, keepdims=True)
+        centroids = centroids / np.linalg.norm(centroids, axis=1, keepdims=True)
+    return ((x[:, None, :] - centroids[None, :, :]) ** 2).sum(axis=2)
+
+
+def make(rng, m, d, metric, offset=0.0):
+    x = (rng.standard_normal((m, d)) + offset).astype(np.float32)
+    return lloyd.unit_rows(x) if metric == "cosine" and m else x
+
+
+@st.composite
+def problems(draw):
+    m, k, d = draw(st.integers(1, 70)), draw(st.integers(1, 12)), draw(st.integers(1, 9))
+    metric = draw(st.sampled_from(METRICS))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    x = make(rng, m, d, metric)
+    if draw(st.booleans()):  # ties and duplicates: rows repeat, and some are centroids
+        x = x[rng.integers(0, max(1, m // 3), m)]
+    centroids = make(rng, k, d, metric)
+    if draw(st.booleans()):
+        centroids[rng.integers(0, k)] = x[rng.integers(0, m)]
+    return x, centroids, metric
+
+
+@settings(max_examples=150, deadline=None)
+@given(problems())
+def test_nearest_finds_the_nearest_centroid(problem):
+    x, centroids, metric = problem
+    distances = oracle_distances(x, centroids, metric)
+    labels, objective = lloyd.nearest(x, centroids, metric)
+    found = distances[np.arange(len(x)), labels]
+    assert labels.dtype == np.int32
+    np.testing.assert_allclose(found, distances.min(axis=1), atol=2e-5, rtol=2e-5)
+    np.testing.assert_allclose(objective, distances.min(axis=1).sum(), atol=1e-3, rtol=1e-4)
+
+
+@settings(max_examples=100, deadline=None)
+@given(problems())
+def test_own_distances_are_exact(problem):
+    x, centroids, metric = problem
+    labels, _ = lloyd.nearest(x, centroids, metric)
+    square = oracle_distances(x, centroids, metric)[np.arange(len(x)), labels]
+    expected = square / 2 if metric == "cosine" else np.sqrt(square)
+    np.testing.assert_allclose(
+        lloyd.own_distances(x, centroids, labels, metric), expected, atol=1e-12, rtol=1e-9
+    )
+    inertia = lloyd.inertia_of(x, centroids, labels, metric)
+    np.testing.assert_allclose(inertia, square.sum(), atol=1e-12, rtol=1e-9)
+
+
+@settings(max_examples=100, deadline=None)
+@given(problems(), st.lists(st.integers(0, 70), max_size=4))
+def test_one_update_is_the_means_whatever_the_chunks(problem, cuts):
+    x, centroids, metric = problem
+    edges = sorted({0, len(x), *(min(c, len(x)) for c in cuts)})
+    parts = [lloyd.step_chunk(x[a:b], centroids, metric) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    total = lloyd.tree_combine(parts)
+    labels, _ = lloyd.nearest(x, centroids, metric)
+    assert total.counts.tolist() == np.bincount(labels, minlength=len(centroids)).tolist()
+    updated = lloyd.finalize(total, centroids, metric)
+    for j in range(len(centroids)):
+        members = x[labels == j].astype(np.float64)
+        if not len(members):
+            np.testing.assert_array_equal(updated[j], centroids[j])
+            continue
+        mean = members.sum(axis=0)
+        length = np.linalg.norm(mean) if metric == "cosine" else len(members)
+        if length > 1e-6:
+            np.testing.assert_allclose(updated[j], mean / length, atol=1e-6, rtol=1e-5)
+
+
+def test_rows_far_from_the_origin_are_told_apart():
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((500, 8)) + 5000).astype(np.float32)
+    centroids = x[:20]
+    labels, _ = lloyd.nearest(x, centroids, "l2")
+    distances = oracle_distances(x, centroids, "l2")
+    np.testing.assert_allclose(distances[np.arange(500), labels], distances.min(axis=1), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_equal_rows_get_equal_distances_wherever_they_stand(metric):
+    rng = np.random.default_rng(1)
+    x = make(rng, 4001, 33, metric)
+    x[[0, 1023, 1024, 1500, 4000]] = x[7]
+    centroids = make(rng, 5, 33, metric)
+    labels, _ = lloyd.nearest(x, centroids, metric)
+    found = lloyd.own_distances(x, centroids, labels, metric)[[0, 7, 1023, 1024, 1500, 4000]]
+    assert len(set(found.tolist())) == 1
+
+
+def test_label_minus_one_is_left_out():
+    x = np.arange(12, dtype=np.float32).reshape(6, 2)
+    labels = np.array([0, -1, 1, 1, -1, 0], dtype=np.int32)
+    sums, counts = lloyd.segment_sums(x, labels, 3)
+    assert counts.tolist() == [2, 2, 0]
+    np.testing.assert_array_equal(sums, [x[[0, 5]].sum(0), x[[2, 3]].sum(0), [0, 0]])
+    distances = lloyd.own_distances(x, x[:3], labels, "l2")
+    assert np.isnan(distances[[1, 4]]).all()
+    assert distances[0] == 0
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_loop_never_raises_the_objective(metric):
+    rng = np.random.default_rng(2)
+    x = make(rng, 400, 6, metric)
+    centroids = x[:15]
+    last = np.inf
+    for _ in range(8):
+        labels, _ = lloyd.nearest(x, centroids, metric)
+        inertia = lloyd.inertia_of(x, centroids, labels, metric)
+        assert inertia <= last * (1 + 1e-6)
+        last = inertia
+        centroids = lloyd.lloyd([x], centroids, metric, 1).centroids
+
+
+def test_the_loop_stops_where_nothing_changes_any_more():
+    x = np.array([[0, 0], [0, 1], [10, 0], [10, 1]], dtype=np.float32)
+    fit = lloyd.lloyd([x], x[[0, 2]], "l2", 50)
+    np.testing.assert_array_equal(fit.centroids, [[0, 0.5], [10, 0.5]])
+    assert fit.n_updates == 2
+    exact = lloyd.lloyd([x], x[[0, 2]], "l2", 1)
+    assert exact.n_updates == 1
+    assert lloyd.lloyd([x], x[[0, 2]], "l2", 0).n_updates == 0
+
+
+def test_tol_stops_early():
+    rng = np.random.default_rng(3)
+    x = make(rng, 2000, 4, "l2")
+    full = lloyd.lloyd([x], x[:30], "l2", 100)
+    early = lloyd.lloyd([x], x[:30], "l2", 100, tol=0.01)
+    assert 2 <= early.n_updates < full.n_updates
+
+
+def test_empty_clusters_move_to_the_farthest_rows():
+    x = np.array([[0, 0], [1, 0], [0, 1], [30, 0], [0, 50]], dtype=np.float32)
+    far_away = np.array([[0, 0], [1e4, 1e4], [-1e4, 1e4]], dtype=np.float32)
+    fit = lloyd.lloyd([x], far_away, "l2", 20)
+    labels, _ = lloyd.nearest(x, fit.centroids, "l2")
+    assert np.bincount(labels, minlength=3).tolist() == [3, 1, 1]
+
+
+def test_more_clusters_than_distinct_rows_leave_some_empty():
+    x = np.repeat(np.eye(2, dtype=np.float32), 5, axis=0)
+    fit = lloyd.lloyd([x], np.zeros((4, 2), np.float32), "l2", 20)
+    labels, _ = lloyd.nearest(x, fit.centroids, "l2")
+    assert len(set(labels.tolist())) == 2
+    assert np.isfinite(fit.centroids).all()
+
+
+def test_blocks_may_be_empty_and_single_rows():
+    x = np.array([[1, 2], [3, 4], [5, 9]], dtype=np.float32)
+    whole = lloyd.lloyd([x], x[:2], "l2", 5)
+    pieces = lloyd.lloyd([x[:0], x[:1], x[1:1], x[1:]], x[:2], "l2", 5)
+    np.testing.assert_array_equal(whole.centroids, pieces.centroids)
+
+
+def test_farthest_rows_are_distinct_and_ordered():
+    x = np.array([[5, 0], [9, 0], [9, 0], [0, 0], [7, 0]], dtype=np.float32)
+    rows = np.array([10, 11, 12, 13, 14])
+    far = lloyd.farthest_rows(x, rows, np.zeros((1, 2), np.float32), "l2", 10)
+    assert far.row.tolist() == [11, 14, 10]  # 12 repeats 11; 13 lies on the centroid
+    assert far.distance.tolist() == [9, 7, 5]
+
+
+def test_float16_rows_are_summed_in_float64():
+    x = np.full((5000, 3), 1000.25, dtype=np.float16)
+    sums, counts = lloyd.segment_sums(x, np.zeros(5000, np.int32), 1)
+    assert counts[0] == 5000
+    np.testing.assert_array_equal(sums[0], x.astype(np.float64).sum(axis=0))
+
+
+def test_unit_rows_keep_zero_rows_and_equal_rows():
+    x = np.array([[3, 4], [0, 0], [3, 4]], dtype=np.float16)
+    unit = lloyd.unit_rows(x)
+    assert unit.dtype == np.float32
+    np.testing.assert_allclose(unit, [[0.6, 0.8], [0, 0], [0.6, 0.8]], rtol=1e-7)
+
+
+def test_tile_rows_depend_on_k_alone():
+    assert lloyd.tile_rows(1) == 1024
+    assert lloyd.tile_rows(10**7) == 32
+    assert lloyd.tile_rows(0) == 1024

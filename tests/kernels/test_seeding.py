@@ -1,0 +1,82 @@
+"""Seeding: distinct rows, spread out, and drawn with the probabilities that the papers give."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daskcurate.kernels import seeding
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 8), st.integers(0, 2**32 - 1), st.booleans())
+def test_seeds_are_distinct_rows(m, d, seed, duplicates):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((m, d)).astype(np.float32)
+    if duplicates:
+        x = x[rng.integers(0, max(1, m // 4), m)]
+    k = int(rng.integers(1, m + 1))
+    seeds = seeding.kmeans_plusplus(x, k, np.random.default_rng(seed))
+    assert len(set(seeds.tolist())) == k
+    assert seeds.min() >= 0
+    assert seeds.max() < m
+
+
+def test_every_distinct_point_is_taken_before_a_copy():
+    x = np.repeat(np.eye(6, dtype=np.float32) * 3 + 100, 7, axis=0)
+    seeds = seeding.kmeans_plusplus(x, 6, np.random.default_rng(0))
+    assert len({tuple(x[i]) for i in seeds}) == 6
+
+
+def test_greedy_seeds_are_better_than_random_ones():
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((40, 5)) * 20
+    x = (centres[rng.integers(0, 40, 3000)] + rng.standard_normal((3000, 5))).astype(np.float32)
+    seeds = seeding.kmeans_plusplus(x, 40, np.random.default_rng(1))
+
+    def potential(chosen):
+        return ((x[:, None] - x[chosen][None]) ** 2).sum(axis=2).min(axis=1).sum()
+
+    assert potential(seeds) < 0.5 * potential(rng.permutation(3000)[:40])
+
+
+def test_rows_without_weight_are_never_drawn():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((50, 3)).astype(np.float32)
+    weights = np.zeros(50)
+    weights[10:20] = 1
+    seeds = seeding.kmeans_plusplus(x, 10, np.random.default_rng(0), weights)
+    assert sorted(seeds.tolist()) == list(range(10, 20))
+
+
+def test_draws_follow_the_mass():
+    mass = np.array([0, 1, 0, 3, 0], dtype=np.float32)
+    drawn = seeding._draw(mass, 40_000, np.random.default_rng(0))
+    counts = np.bincount(drawn, minlength=5)
+    assert counts[[0, 2, 4]].sum() == 0
+    assert counts[3] / 40_000 == pytest.approx(0.75, abs=0.01)
+
+
+def test_copies_of_a_center_are_at_distance_zero():
+    rng = np.random.default_rng(0)
+    x = seeding.centered((rng.standard_normal((200, 30)) + 50).astype(np.float32))
+    squares = (x * x).sum(axis=1)
+    found = seeding.squared_distances(x, squares, x[:5])
+    np.testing.assert_array_equal(found[np.arange(5), np.arange(5)], 0)
+    expected = ((x[None].astype(np.float64) - x[:5, None]) ** 2).sum(axis=2)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_nearer_takes_the_smaller_distance():
+    rng = np.random.default_rng(0)
+    x, centers = (rng.standard_normal((m, 4)).astype(np.float32) for m in (100, 130))
+    expected = ((x[:, None].astype(np.float64) - centers[None]) ** 2).sum(axis=2).min(axis=1)
+    np.testing.assert_allclose(seeding.nearer(x, None, centers), expected, rtol=1e-3, atol=1e-4)
+    first = seeding.nearer(x, None, centers[:60])
+    np.testing.assert_allclose(seeding.nearer(x, first, centers[60:]), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_oversampling_takes_rows_in_proportion():
+    near = np.array([0, 1, 3, 100], dtype=np.float32)
+    uniform = np.array([0.0, 0.0195, 0.029, 0.999])
+    assert seeding.oversample(near, uniform, 104.0, 2.0).tolist() == [2, 3]
