@@ -16,7 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 import daskcurate
+from daskcurate.config import check_int, check_number
 from daskcurate.io.export import format_of
+from daskcurate.io.resolve import Options, open_source
 from daskcurate.local_cluster import LocalClusterConfig, start_local_cluster
 from daskcurate.pipeline_config import RunConfig, load_config
 from daskcurate.planning import Plan, PlanError
@@ -24,7 +26,10 @@ from daskcurate.runner import finished
 from daskcurate.store import RunStore
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=(__doc__ or "").splitlines()[0]
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help=(__doc__ or "").splitlines()[0],
 )
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -33,7 +38,9 @@ Scheduler = Annotated[str | None, typer.Option(help="Address of a running Dask s
 SchedulerFile = Annotated[Path | None, typer.Option(help="JSON file that a running scheduler wrote.")]
 Workers = Annotated[int | None, typer.Option(help="Worker processes of the local cluster.")]
 Memory = Annotated[str | None, typer.Option(help="Memory limit of each local worker, such as 4GiB.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value in place of the file's; repeatable.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="key=value in place of the file's; repeatable.")
+]
 Config = Annotated[Path, typer.Argument(help="The run's YAML file.")]
 
 
@@ -56,7 +63,9 @@ def a_client(
     with contextlib.ExitStack() as stack:
         if scheduler_file or address:
             if n_workers or memory:
-                raise UsageError("--n-workers and --memory-limit are for a local cluster, not with a scheduler")
+                raise UsageError(
+                    "--n-workers and --memory-limit are for a local cluster, not with a scheduler"
+                )
             if scheduler_file and not scheduler_file.exists():
                 raise UsageError(f"--scheduler-file {scheduler_file}: there is no such file")
             where = {"scheduler_file": str(scheduler_file)} if scheduler_file else {"address": address}
@@ -75,7 +84,9 @@ def a_client(
 
 @app.command()
 def demo(
-    source: Annotated[str | None, typer.Argument(help="Your embeddings; without: handwritten digits.")] = None,
+    source: Annotated[
+        str | None, typer.Argument(help="Your embeddings; without: handwritten digits.")
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo-output"),
     eps: Annotated[float, typer.Option(help="Dedup threshold for your own embeddings.")] = 0.05,
     rows: Annotated[int, typer.Option(help="Rows of the digits pool.")] = 24_000,
@@ -89,6 +100,11 @@ def demo(
     """Curate a pool end to end and show what happened."""
     from daskcurate.demo import clear, run_demo
 
+    check_number("eps", eps, 0, 2)
+    check_int("rows", rows, 1)
+    check_int("seed", seed, 0)
+    if source is not None:
+        open_source(source, Options())  # its headers: what is not there is said before a cluster is started
     if fresh:
         clear(output)
     with a_client(scheduler, scheduler_file, n_workers, memory_limit) as client:
@@ -104,7 +120,9 @@ def ingest(
     dtype: Annotated[str | None, typer.Option(help="float16 or float32; default: as found.")] = None,
     format: Annotated[str | None, typer.Option(help="Insist on a format.")] = None,
     column: Annotated[str | None, typer.Option(help="Column or array that holds the embeddings.")] = None,
-    shape: Annotated[tuple[int, int] | None, typer.Option(help="Rows and width of a headerless file.")] = None,
+    shape: Annotated[
+        tuple[int, int] | None, typer.Option(help="Rows and width of a headerless file.")
+    ] = None,
     source_dtype: Annotated[str | None, typer.Option(help="Number type of a headerless file.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing pool.")] = False,
 ) -> None:
@@ -116,15 +134,20 @@ def ingest(
     console.print(str(emb))
 
 
-def _open_pool(config: RunConfig) -> Any:
-    """Return the run's pool, ingested now if the file says how and it is not there yet."""
+def _pool_if_there(config: RunConfig) -> Any:
+    """Return the run's pool; None where the file says how to ingest it and that is still to be done."""
     spec = config.embeddings
     if spec.ingest is None:
         return daskcurate.open_embeddings(spec.path)
-    arguments = dict(spec.ingest)
-    if not arguments.get("overwrite"):
+    if not spec.ingest.get("overwrite"):
         with contextlib.suppress(FileNotFoundError):
             return daskcurate.open_embeddings(spec.path)
+    return None
+
+
+def _ingest_pool(config: RunConfig) -> Any:
+    """Ingest the run's pool as the file says."""
+    arguments = dict(config.embeddings.ingest or {})
     return daskcurate.ingest(arguments.pop("source"), arguments.pop("dest"), **arguments)
 
 
@@ -155,7 +178,9 @@ def _planned(config: RunConfig, n_workers: int | None, memory_limit: str | None)
     settings |= {"memory_limit": memory_limit} if memory_limit is not None else {}
     local = LocalClusterConfig(**settings)
     store = config.store if RunStore(config.store).exists() else None
-    return daskcurate.plan(*nodes.values(), memory_limit=local.memory(), n_workers=local.workers(), store=store)
+    return daskcurate.plan(
+        *nodes.values(), memory_limit=local.memory(), n_workers=local.workers(), store=store
+    )
 
 
 @app.command()
@@ -183,9 +208,13 @@ def run(
         return
     for item in loaded.exports:
         format_of(item.dest, item.format)
+    RunStore(loaded.store).check()
+    emb = _pool_if_there(loaded)
+    nodes = (
+        loaded.build(emb) if emb is not None else {}
+    )  # what is not allowed is said before a cluster is started
     with a_client(scheduler, scheduler_file, n_workers, memory_limit, loaded.cluster) as client:
-        emb = _open_pool(loaded)
-        nodes = loaded.build(emb)
+        nodes = nodes or loaded.build(_ingest_pool(loaded))
         found = daskcurate.compute(*nodes.values(), store=loaded.store, client=client)
         results = dict(zip(nodes, found if len(nodes) > 1 else (found,), strict=True))
         for item in loaded.exports:
@@ -209,7 +238,9 @@ def status(store: Annotated[str, typer.Argument(help="The run store.")]) -> None
             done += f" (step {saved.get('step', 0)}, iteration {saved.get('iteration', 0)})"
         settings = ", ".join(f"{key}={value}" for key, value in found.get("config", {}).items())
         seconds = f"{found['seconds']:.1f}" if "seconds" in found else ""
-        table.add_row(name, done, str(found.get("total", "")), str(found.get("n_clusters", "")), seconds, settings)
+        table.add_row(
+            name, done, str(found.get("total", "")), str(found.get("n_clusters", "")), seconds, settings
+        )
     console.print(table)
 
 
@@ -218,7 +249,9 @@ def export(
     config: Config,
     stage: Annotated[str, typer.Argument(help="Name of the stage in the file.")],
     dest: Annotated[str, typer.Argument(help="File to write.")],
-    format: Annotated[str | None, typer.Option(help="npy, parquet, ids or removed-ids; default: by name.")] = None,
+    format: Annotated[
+        str | None, typer.Option(help="npy, parquet, ids or removed-ids; default: by name.")
+    ] = None,
     overrides: Overrides = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
 ) -> None:
@@ -233,12 +266,12 @@ def export(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; errors are one line on standard error."""
-    warnings.showwarning = _show_warning
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         sys.exit(app(args=arguments, standalone_mode=True))
     except PlanError as error:
         _fail(error, 3)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, daskcurate.NotComputedError) as error:
         _fail(error, 2)
     except KeyboardInterrupt:
         errors.print("interrupted: finished stages are kept; run the same command again to go on")

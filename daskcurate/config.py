@@ -24,6 +24,10 @@ KEEPS = ("hard", "easy", "random")
 RULES = ("earlier", "greedy", "connected")
 SCOPES = ("cluster",)
 DENSITIES = ("intra*inter", "size", "uniform")
+LARGEST_TARGET = 2**58
+"""Rows that can be shared out without an overflow of int64."""
+LARGEST_COUNT = 2**31 - 1
+"""How often a row can be picked: counts are int32."""
 
 
 def check_int(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
@@ -31,9 +35,10 @@ def check_int(name: str, value: Any, minimum: int, maximum: int | None = None) -
     allowed = f"an integer >= {minimum}" + ("" if maximum is None else f" and <= {maximum}")
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name}={value!r} is not allowed: give {allowed}")
-    if value < minimum or (maximum is not None and value > maximum):
+    number = int(value)
+    if number < minimum or (maximum is not None and number > maximum):
         raise ValueError(f"{name}={value!r} is not allowed: give {allowed}")
-    return int(value)
+    return number
 
 
 def check_number(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> float:
@@ -43,9 +48,10 @@ def check_number(name: str, value: Any, low: float, high: float, *, open_low: bo
     allowed = f"a number in {left}{low:g}, {high:g}{right}"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}={value!r} is not allowed: give {allowed}")
-    if not math.isfinite(value) or value < low or value > high or (open_low and value == low):
+    number = float(value)
+    if not math.isfinite(number) or number < low or number > high or (open_low and number == low):
         raise ValueError(f"{name}={value!r} is not allowed: give {allowed}")
-    return float(value)
+    return number
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[str]) -> str:
@@ -185,6 +191,7 @@ class BudgetConfig(Config):
         """Return how many of ``n_rows`` are kept, half rows rounded up, never more than there are."""
         if self.target_size is not None:
             return min(self.target_size, n_rows)
+        assert self.keep_fraction is not None  # one of the two is given
         return min(n_rows, math.floor(self.keep_fraction * n_rows + 0.5))
 
 
@@ -245,7 +252,7 @@ class SampleConfig(Config):
     seed: int = 0
 
     def __post_init__(self):
-        self._set("target_size", check_int("target_size", self.target_size, 1))
-        self._set("multiplier", check_int("multiplier", self.multiplier, 1))
+        self._set("target_size", check_int("target_size", self.target_size, 1, LARGEST_TARGET))
+        self._set("multiplier", check_int("multiplier", self.multiplier, 1, LARGEST_COUNT))
         check_choice("strategy", self.strategy, PICK_STRATEGIES)
         self._set("seed", check_int("seed", self.seed, 0, 2**63 - 1))

@@ -8,15 +8,15 @@ import dask.array as da
 import numpy as np
 import pandas as pd
 
-from daskcurate.config import DedupConfig, check_number
+from daskcurate.config import KEEPS, DedupConfig, check_choice, check_number
 from daskcurate.kernels.draws import derive_seed
 from daskcurate.kernels.similarity import TILE, is_duplicate
-from daskcurate.kmeans import Clustering, checked_embeddings
+from daskcurate.kmeans import Clustering
 from daskcurate.matching import MATCHES, match_clusters
 from daskcurate.members import Members, SortKey, cluster_sizes, load_labels, member_ranks, write_scores
-from daskcurate.nodes import GivenArray, Selection, ThresholdSelection, selection_or_none
-from daskcurate.pruning import rows_clustering
+from daskcurate.nodes import GivenArray, Selection, ThresholdSelection, checked_embeddings, selection_or_none
 from daskcurate.planning import Limits, StagePlan, dedup_plan
+from daskcurate.pruning import rows_clustering
 from daskcurate.reading import blocks_of
 from daskcurate.regroup import regroup
 from daskcurate.store import write_block
@@ -87,7 +87,9 @@ class SemanticDedup(Selection):
         keep = check_number("keep", keep, 0, 1, open_low=True)
         found = np.sort(np.concatenate([block[~np.isnan(block)] for block in blocks_of(self.max_similarity)]))
         if not len(found):
-            raise ValueError("at_fraction() has no rows to choose from: none lies within the stage's selection")
+            raise ValueError(
+                "at_fraction() has no rows to choose from: none lies within the stage's selection"
+            )
         limit = float(found[int(np.ceil(keep * len(found) - 1e-9)) - 1])
         self._check_lookup(1 - limit)
         return ThresholdSelection.of(self, limit=limit)
@@ -193,12 +195,14 @@ def semantic_dedup(
     emb = checked_embeddings(emb)
     found = rows_clustering(clustering)
     if found.emb is not None and found.emb.fingerprint != emb.fingerprint:
-        raise ValueError(f"clustering is of the pool {found.emb.path}, emb is {emb.path}: they must be the same")
+        raise ValueError(
+            f"clustering is of the pool {found.emb.path}, emb is {emb.path}: they must be the same"
+        )
     inputs: dict[str, Any] = {"emb": emb, "clustering": found}
     if not isinstance(keep, str):
         inputs["score"], keep = GivenArray(_checked_scores(keep, len(emb))), "score"
-    elif keep == "score":
-        keep = "a score array"  # the word alone is refused by the config: it stands for a real array
+    else:
+        check_choice("keep", keep, KEEPS)  # the config knows "score" as well, which stands for a real array
     config = DedupConfig(eps=eps, keep=keep, rule=rule, scope=scope, seed=seed)
     selection = selection_or_none(within, emb, len(emb))
     if selection is not None:
@@ -207,12 +211,13 @@ def semantic_dedup(
 
 
 def _checked_scores(keep: Any, n_rows: int) -> np.ndarray:
+    allowed = "give 'hard', 'easy', 'random' or an array of scores"
+    if keep is None or np.isscalar(keep):
+        raise TypeError(f"keep={keep!r} is not allowed: {allowed}")
     try:
         values = np.asarray(keep, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"keep={type(keep).__name__} is not allowed: give 'hard', 'easy', 'random' or an array of scores"
-        ) from error
+        raise TypeError(f"keep={type(keep).__name__} is not allowed: {allowed}") from error
     if values.shape != (n_rows,):
         raise ValueError(f"keep of shape {values.shape} is not allowed: give one score a row, ({n_rows},)")
     if np.isnan(values).any():

@@ -59,7 +59,9 @@ def pipeline(pool: DemoPool) -> dict[str, Any]:
     return {"flat": flat, "dedup": dedup, "prune": prune, "tree": tree, "picks": picks}
 
 
-def run_demo(output: Path, source: str | None, eps: float, rows: int, seed: int, client: Any, console: Console) -> None:
+def run_demo(
+    output: Path, source: str | None, eps: float, rows: int, seed: int, client: Any, console: Console
+) -> None:
     """Curate a pool into ``output`` and print the summary."""
     output.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
@@ -74,7 +76,9 @@ def run_demo(output: Path, source: str | None, eps: float, rows: int, seed: int,
     console.print(stage_table(results))
     console.print(summary_table(pool, results))
     console.print(f"{time.perf_counter() - started:.0f} seconds in all. Left behind, in {output}/:")
-    console.print("  run.zarr       every stage's result (daskcurate status shows it; delete it to start over)")
+    console.print(
+        "  run.zarr       every stage's result (daskcurate status shows it; delete it to start over)"
+    )
     console.print("  picks.npy      row numbers of the picked rows")
     console.print("  picks.parquet  a line for every row of the pool: kept or not, and why")
 

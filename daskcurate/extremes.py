@@ -54,7 +54,9 @@ def _bin_of(histogram: np.ndarray, count: int) -> tuple[int, int]:
 
 
 def _histogram(run: Any, keys: Sequence[Delayed], prefix: int | None, key: str) -> np.ndarray:
-    parts = [run.task(_count, item, prefix, name="select-count", key=f"{key}-{i}") for i, item in enumerate(keys)]
+    parts = [
+        run.task(_count, item, prefix, name="select-count", key=f"{key}-{i}") for i, item in enumerate(keys)
+    ]
     return run.gather([tree(run, _add, parts, name="select-add", key=key)], "select")[0]
 
 

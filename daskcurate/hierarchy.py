@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 
-from daskcurate.config import KMeansConfig, check_int
-from daskcurate.kmeans import Clustering, GivenClustering, checked_embeddings
-from daskcurate.nodes import Selection, selection_or_none
-from daskcurate.store import read_block
+from daskcurate.config import INITS, KMeansConfig, check_choice, check_int
+from daskcurate.kmeans import Clustering, GivenClustering
+from daskcurate.nodes import Selection, checked_embeddings, selection_or_none
 
 if TYPE_CHECKING:
     from daskcurate.embeddings import Embeddings
@@ -39,19 +38,29 @@ class Hierarchy:
         emb
             The pool. Without it rows can be sampled at random, not by their distance to a centroid.
         """
-        if not isinstance(labels, Sequence) or isinstance(labels, str | bytes) or not len(labels):
+        if not isinstance(labels, Sequence) or isinstance(labels, str | bytes):
             raise TypeError(f"labels={labels!r} is not allowed: give a list of integer arrays, one a level")
+        if not len(labels):
+            raise ValueError("labels=[] is not allowed: give at least one level")
+        emb = None if emb is None else checked_embeddings(emb)
+        found = [np.asarray(values) for values in labels]
         levels: list[Clustering] = []
-        for number, values in enumerate(labels, 1):
-            found = np.asarray(values)
-            if levels and len(found) != levels[-1].n_clusters and found.ndim == 1:
-                raise ValueError(
-                    f"labels of level {number} cover {len(found)} clusters, level {number - 1} has "
-                    f"{levels[-1].n_clusters}: give one value for each"
-                )
+        for number, values in enumerate(found, 1):
             # the clusters of a level are as many as the next level has labels
-            k = len(np.asarray(labels[number])) if number < len(labels) else None
-            levels.append(GivenClustering.of(found, emb if number == 1 else None, levels[-1] if levels else None, k))
+            above = found[number] if number < len(found) else None
+            k = len(above) if above is not None and above.ndim == 1 else None
+            if k is not None and values.dtype.kind in "iu" and values.size and values.max() >= k:
+                raise ValueError(
+                    f"labels of level {number} go up to {values.max()}, those of level {number + 1} cover {k} "
+                    "clusters: give one value for each"
+                )
+            levels.append(
+                GivenClustering.of(values, emb if number == 1 else None, levels[-1] if levels else None, k)
+            )
+        return Hierarchy(levels)
+
+    def with_levels(self, levels: Sequence[Any]) -> Hierarchy:
+        """Return the hierarchy with its levels replaced, by their computed counterparts."""
         return Hierarchy(levels)
 
     def __repr__(self) -> str:
@@ -95,15 +104,17 @@ class Hierarchy:
 
     def flat_labels(self, level: int) -> da.Array:
         """Return the cluster of each row at ``level`` (1 is the finest; -1 the last), (n,) int32; -1 outside."""
+        last = self._level(level)
         labels = self.levels[0].labels
-        for above in self.levels[1 : self._level(level)]:
+        for above in self.levels[1:last]:
             labels = da.map_blocks(_look_up, labels, above.label_reader(), dtype=np.int32)
         return labels
 
     def flat_sizes(self, level: int) -> np.ndarray:
         """Return the rows below each cluster of ``level`` (1 is the finest; -1 the last), (k,) int64."""
+        last = self._level(level)
         sizes = self.levels[0].sizes
-        for above in self.levels[1 : self._level(level)]:
+        for above in self.levels[1:last]:
             labels = above.label_reader()()
             inside = labels >= 0
             flat = np.zeros(above.n_clusters, dtype=np.int64)
@@ -129,7 +140,9 @@ def _per_level(name: str, value: Any, n_levels: int, default: int, minimum: int)
         return [default] * n_levels
     if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes):
         if len(value) != n_levels:
-            raise ValueError(f"{name}={list(value)!r} has {len(value)} entries, n_clusters {n_levels}: give one a level")
+            raise ValueError(
+                f"{name}={list(value)!r} has {len(value)} entries, n_clusters {n_levels}: give one a level"
+            )
         return [check_int(f"{name}[{i}]", item, minimum) for i, item in enumerate(value)]
     return [check_int(name, value, minimum)] * n_levels
 
@@ -184,6 +197,7 @@ def hierarchical_kmeans(
         raise ValueError("n_clusters=[] is not allowed: give at least one level")
     if not isinstance(init, str):
         raise TypeError(f"init={type(init).__name__} is not allowed here: give the name of a seeding")
+    check_choice("init", init, INITS)  # the config knows "array" as well, which stands for a real one
     count = len(n_clusters)
     ks = _per_level("n_clusters", n_clusters, count, 1, 1)
     sizes = _per_level("sample_sizes", sample_sizes, count, 1, 1)
@@ -194,7 +208,9 @@ def hierarchical_kmeans(
     for number, k in enumerate(ks, 1):
         if k > below:
             what = "rows" if number == 1 else f"clusters of level {number - 1}"
-            raise ValueError(f"n_clusters={ks}: level {number} asks for {k} clusters of {below} {what}; give fewer")
+            raise ValueError(
+                f"n_clusters={ks}: level {number} asks for {k} clusters of {below} {what}; give fewer"
+            )
         config = KMeansConfig(
             n_clusters=k,
             metric=metric,

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 
-from daskcurate.config import METRICS, Config, KMeansConfig, check_choice
+from daskcurate.config import INITS, METRICS, Config, KMeansConfig, check_choice
 from daskcurate.kernels.lloyd import inertia_of, own_distances, segment_sums
 from daskcurate.lloyd_loop import Assigned, assign_blocks, fit
-from daskcurate.nodes import GivenArray, Selection, Stage, selection_or_none
+from daskcurate.nodes import GivenArray, Selection, Stage, checked_embeddings, selection_or_none
 from daskcurate.planning import Limits, StagePlan, kmeans_plan, selection_plan
 from daskcurate.resampling import resample
 from daskcurate.rows import Block, RowBlocks, RowSource, load_block, open_blocks, tree
@@ -28,16 +28,6 @@ LABEL_CHUNK = 1 << 20
 """Labels per chunk where no pool says how its rows are chunked."""
 
 
-def checked_embeddings(emb: Any) -> Embeddings:
-    """Return ``emb`` if it is a pool of embeddings."""
-    if not hasattr(emb, "fingerprint") or not hasattr(emb, "chunk_rows"):
-        raise TypeError(
-            f"emb={type(emb).__name__} is not allowed: give what daskcurate.ingest or daskcurate.open_embeddings "
-            "returns"
-        )
-    return emb
-
-
 def centroid_chunk(dim: int) -> int:
     """Return the rows of a chunk of centroids."""
     return max(1, CENTROID_CHUNK_BYTES // (4 * max(1, dim)))
@@ -51,6 +41,7 @@ class LabelReader:
     values: np.ndarray | None = None
 
     def __call__(self) -> np.ndarray:
+        """Return the labels."""
         if self.values is not None:
             return self.values
         assert self.url is not None
@@ -92,7 +83,9 @@ class Clustering(Stage):
             )
         if not np.isfinite(values).all():
             raise ValueError("centroids with NaN or infinity are not allowed: give finite values")
-        return GivenClustering.of(np.asarray(labels), emb, None, len(values), values.astype(np.float32), metric)
+        return GivenClustering.of(
+            np.asarray(labels), emb, None, len(values), values.astype(np.float32), metric
+        )
 
     @property
     def emb(self) -> Embeddings | None:
@@ -242,7 +235,9 @@ class Clustering(Stage):
         if not len(blocks):
             raise ValueError(f"{self.title}: no row is left to cluster; loosen within")
         if len(blocks) < k:
-            run.warn(f"{self.title}: only {len(blocks)} rows to cluster, so {len(blocks)} clusters instead of {k}")
+            run.warn(
+                f"{self.title}: only {len(blocks)} rows to cluster, so {len(blocks)} clusters instead of {k}"
+            )
             k = len(blocks)
         given = self.inputs["init"].values if config.init == "array" else None
         saved = run.checkpoint
@@ -252,7 +247,9 @@ class Clustering(Stage):
             if step:
                 subset = resample(run, blocks, centroids, k, config, step)
                 if len(subset) < k:
-                    run.warn(f"{self.title}: a resampled subset has {len(subset)} rows for {k} clusters; skipped")
+                    run.warn(
+                        f"{self.title}: a resampled subset has {len(subset)} rows for {k} clusters; skipped"
+                    )
                     continue
             else:
                 subset = blocks
@@ -264,9 +261,13 @@ class Clustering(Stage):
             return split_clusters(run, blocks, centroids, k, config, source, centroid_chunk(source.dim))
         return self._finish(run, blocks, centroids, k, source)
 
-    def _finish(self, run: Any, blocks: RowBlocks, centroids: str, k: int, source: RowSource) -> dict[str, Any]:
+    def _finish(
+        self, run: Any, blocks: RowBlocks, centroids: str, k: int, source: RowSource
+    ) -> dict[str, Any]:
         """Assign every row to the final centroids and write all arrays."""
-        assigned, centroids, sizes = assign_blocks(run, blocks, centroids, k, self.config.metric, "final", reseed=True)
+        assigned, centroids, sizes = assign_blocks(
+            run, blocks, centroids, k, self.config.metric, "final", reseed=True
+        )
         return write_clustering(run, blocks, assigned, centroids, sizes, source)
 
 
@@ -276,7 +277,9 @@ def write_clustering(
     """Write labels, distances, sizes and centroids; return the figures to record."""
     urls = [run.declare(name, (source.n_rows,), source.chunk_rows) for name in ("labels", "distances")]
     writes = [
-        run.task(_write_rows, urls, source.chunk_rows, source.n_rows, block, found, name="write-labels", key=i)
+        run.task(
+            _write_rows, urls, source.chunk_rows, source.n_rows, block, found, name="write-labels", key=i
+        )
         for i, (block, found) in enumerate(zip(blocks.blocks, assigned, strict=True))
     ]
     inertia = math.fsum(run.gather(writes, "write labels"))
@@ -284,7 +287,9 @@ def write_clustering(
     url = run.declare("centroids", (k, source.dim), chunk)
     run.gather(
         [
-            run.task(_copy_rows, run.scratch(centroids), url, i, min(i + chunk, k), name="write-centroids", key=i)
+            run.task(
+                _copy_rows, run.scratch(centroids), url, i, min(i + chunk, k), name="write-centroids", key=i
+            )
             for i in range(0, k, chunk)
         ]
     )
@@ -385,6 +390,7 @@ class GivenClustering(Clustering):
     @property
     def centroids(self) -> np.ndarray:
         """(k, d) float32: as given, or the members' means."""
+        self._check_vectors("centroids")
         given = self.inputs.get("centroids")
         return given.values if given is not None else self.read("centroids")
 
@@ -394,16 +400,39 @@ class GivenClustering(Clustering):
         return super().chunk_rows if "emb" in self.inputs or self.parent is not None else LABEL_CHUNK
 
     @property
+    def distances(self) -> da.Array:
+        """(n,) float32 dask array: distance to the own centroid; NaN outside."""
+        self._check_vectors("distances")
+        return super().distances
+
+    @property
+    def inertia(self) -> float:
+        """Sum of squared L2 distances to the own centroid."""
+        self._check_vectors("inertia")
+        return super().inertia
+
+    @property
     def has_vectors(self) -> bool:
         """Whether there are rows to measure distances to centroids with."""
         return self.emb is not None
+
+    def _check_vectors(self, what: str) -> None:
+        if not self.has_vectors:
+            raise ValueError(
+                f"a clustering of labels alone has no {what}: give emb= to Hierarchy.from_labels"
+            )
 
     def plan(self, limits: Limits) -> StagePlan:
         """Return what writing the given clustering takes."""
         emb = self.emb
         row = emb.dim * 8 if emb is not None else 8
         return selection_plan(
-            self.title, n=self.n_rows, k=self.n_clusters, row_bytes=row, chunk_rows=self.chunk_rows, limits=limits
+            self.title,
+            n=self.n_rows,
+            k=self.n_clusters,
+            row_bytes=row,
+            chunk_rows=self.chunk_rows,
+            limits=limits,
         )
 
     def label_reader(self) -> LabelReader:
@@ -427,20 +456,31 @@ class GivenClustering(Clustering):
             return {"n_clusters": k, "inertia": None}
         source = self.source()
         parts = [
-            (run.task(load_block, source, *r, self.metric, name="load-rows", key=r[0]), r) for r in source.ranges
+            (run.task(load_block, source, *r, self.metric, name="load-rows", key=r[0]), r)
+            for r in source.ranges
         ]
         name = "given"
         if "centroids" in self.inputs:
             write_scratch(run.scratch(name), self.inputs["centroids"].values)
         else:
-            sums = [
-                run.task(_sums_of, part, url, r, k, name="cluster-sums", key=r[0]) for part, r in parts
-            ]
+            sums = [run.task(_sums_of, part, url, r, k, name="cluster-sums", key=r[0]) for part, r in parts]
             total = tree(run, _add_sums, sums, name="cluster-sums-add", key="sum")
-            run.gather([run.task(_write_means, run.scratch(name), total, name="cluster-means", key="mean")], "means")
+            run.gather(
+                [run.task(_write_means, run.scratch(name), total, name="cluster-means", key="mean")], "means"
+            )
         far = run.declare("distances", (self.n_rows,), self.chunk_rows)
         writes = [
-            run.task(_write_distances, part, url, far, run.scratch(name), r, self.metric, name="distances", key=r[0])
+            run.task(
+                _write_distances,
+                part,
+                url,
+                far,
+                run.scratch(name),
+                r,
+                self.metric,
+                name="distances",
+                key=r[0],
+            )
             for part, r in parts
         ]
         inertia = math.fsum(run.gather(writes, "distances"))
@@ -529,13 +569,15 @@ def kmeans(
     name = init
     if not isinstance(init, str):
         name, inputs["init"] = "array", GivenArray(_checked_centroids(init, emb.dim, metric))
-    elif init == "array":
-        name = "an array"  # refused by the config: the word stands for a real array only
+    else:
+        check_choice("init", init, INITS)  # the config knows "array" as well, which stands for a real one
     config = KMeansConfig(
         n_clusters=n_clusters, metric=metric, init=name, n_iters=n_iters, tol=tol, n_init=n_init, seed=seed
     )
     if config.n_clusters > len(emb):
-        raise ValueError(f"n_clusters={n_clusters} is not allowed: the pool has {len(emb)} rows; give at most that")
+        raise ValueError(
+            f"n_clusters={n_clusters} is not allowed: the pool has {len(emb)} rows; give at most that"
+        )
     if name == "array" and len(inputs["init"].values) != config.n_clusters:
         raise ValueError(
             f"init has {len(inputs['init'].values)} centroids, n_clusters={n_clusters}: give as many centroids"
@@ -547,17 +589,19 @@ def kmeans(
 
 
 def _checked_centroids(init: Any, dim: int, metric: str) -> np.ndarray:
+    allowed = "give one of 'k-means++', 'k-means||', 'random', or an array"
+    if init is None or np.isscalar(init):
+        raise TypeError(f"init={init!r} is not allowed: {allowed}")
     try:
         values = np.asarray(init, dtype=np.float32)
     except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"init={type(init).__name__} is not allowed: give one of 'k-means++', 'k-means||', 'random', or an array"
-        ) from error
+        raise TypeError(f"init={type(init).__name__} is not allowed: {allowed}") from error
     if values.ndim != 2 or values.shape[1] != dim:
-        raise ValueError(f"init of shape {values.shape} is not allowed: give centroids of shape (n_clusters, {dim})")
+        raise ValueError(
+            f"init of shape {values.shape} is not allowed: give centroids of shape (n_clusters, {dim})"
+        )
     if not np.isfinite(values).all():
         raise ValueError("init with NaN or infinity is not allowed: give finite centroids")
     if metric == "cosine" and not (values != 0).any(axis=1).all():
         raise ValueError("init with a zero row is not allowed for metric='cosine': it has no direction")
     return values
-

@@ -3,8 +3,12 @@
 Centroids never pass through the client: an update task writes them to the stage's scratch arrays, and
 the next iteration's first task reads them back. So a lost worker costs one iteration at most, a killed
 client resumes at the last one, and no large object rides in a graph.
+
+A scratch name stands for one content, for ever: a task that runs twice (its worker was lost, or its dead
+client's tasks are still at work) writes again what is there. The last iteration's array is kept only.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,7 +92,13 @@ def fit(
     local = fits_one_task(blocks, k)
     for restart in range(int(resumed.get("restart", 0)), config.n_init):
         name = f"s{step}-r{restart}"
-        state = {"step": step, "base": base, "restart": restart, "best": best, "best_inertia": _json(best_inertia)}
+        state = {
+            "step": step,
+            "base": base,
+            "restart": restart,
+            "best": best,
+            "best_inertia": _json(best_inertia),
+        }
         seed = derive_seed(config.seed, "kmeans", k, step, restart)
         progress = (share[0] + share[1] * restart / config.n_init, share[1] / config.n_init)
         if resumed.get("restart") == restart and "iteration" in resumed:
@@ -124,7 +134,9 @@ def _fit_local(run: Any, blocks: RowBlocks, config: KMeansConfig, seeds: str, na
     return name
 
 
-def _lloyd_whole(blocks: list[Block], centroids: np.ndarray, metric: str, n_iters: int, tol: Any, url: str) -> int:
+def _lloyd_whole(
+    blocks: list[Block], centroids: np.ndarray, metric: str, n_iters: int, tol: Any, url: str
+) -> int:
     found = lloyd.lloyd([block.rows for block in blocks], centroids, metric, n_iters, tol)
     write_scratch(url, found.centroids)
     return found.n_updates
@@ -143,32 +155,37 @@ def _iterate(
     """Run Lloyd's loop over the cluster from a saved iteration; return the last centroids' scratch name."""
     current, previous = start["current"], start["previous"]
     for iteration in range(int(start["iteration"]), config.n_iters):
-        run.note(progress[0] + progress[1] * iteration / config.n_iters, f"{what}iteration {iteration + 1}/{config.n_iters}")
-        following = f"{name}-{iteration % 2}"
-        update = _update(run, blocks, config.metric, current, following, f"{name}-{iteration}")
-        current = following
+        run.note(
+            progress[0] + progress[1] * iteration / config.n_iters,
+            f"{what}iteration {iteration + 1}/{config.n_iters}",
+        )
+        before = current
+        current, update = _update(run, blocks, config.metric, before, f"{name}-{iteration}")
         done = update.same or lloyd.fits_tol(previous, update.objective, config.tol)
         previous = update.objective
         reached = config.n_iters if done else iteration + 1
         run.save(**state, iteration=reached, current=current, previous=previous)
+        run.discard(before)
         if done:
             break
     return current
 
 
-def _update(run: Any, blocks: RowBlocks, metric: str, current: str, following: str, key: str) -> Update:
-    """Do one Lloyd update over all blocks, from scratch array ``current`` to ``following``."""
+def _update(run: Any, blocks: RowBlocks, metric: str, current: str, key: str) -> tuple[str, Update]:
+    """Do one Lloyd update over all blocks; return the name of the scratch array of the new centroids."""
     centroids = centroid_task(run, current)
     partials = blocks.map(run, _step, centroids, metric, name="kmeans-step", key=key)
     total = tree(run, lloyd.combine, partials, name="kmeans-combine", key=key)
-    url = run.scratch(following)
+    url = run.scratch(key)
     update = run.gather(
         [run.task(_finalize, total, centroids, metric, url, name="kmeans-update", key=key)], "iteration"
     )[0]
     if not update.empty.size:
-        return update
-    same = _reseed(run, blocks, metric, current, following, update.empty, key)
-    return update._replace(same=same and update.same)
+        return key, update
+    reseeded = f"{key}-reseeded"
+    moved = _reseed(run, blocks, metric, current, key, reseeded, update.empty, key)
+    run.discard(key)
+    return reseeded, update._replace(same=update.same and not moved)
 
 
 def _step(block: Block, centroids: np.ndarray, metric: str) -> lloyd.Partial:
@@ -182,30 +199,38 @@ def _finalize(total: lloyd.Partial, centroids: np.ndarray, metric: str, url: str
 
 
 def _reseed(
-    run: Any, blocks: RowBlocks, metric: str, current: str, following: str, empty: np.ndarray, key: str
-) -> bool:
-    """Move the empty clusters of ``following`` to the rows farthest from ``current``; say if none could be."""
+    run: Any,
+    blocks: RowBlocks,
+    metric: str,
+    current: str,
+    source: str,
+    target: str,
+    empty: np.ndarray,
+    key: str,
+) -> int:
+    """Write ``source`` to ``target`` with its empty clusters moved to the rows farthest from ``current``.
+
+    Returns how many were moved: no more than there are rows away from their centroid.
+    """
     centroids = centroid_task(run, current)
     far = blocks.map(run, _farthest, centroids, metric, int(empty.size), name="kmeans-farthest", key=key)
-    merged = tree(run, _Merge(int(empty.size)), far, name="kmeans-farthest-merge", key=key)
-    url = run.scratch(following)
-    moved = run.gather([run.task(_move, url, empty, merged, name="kmeans-reseed", key=key)], "re-seed")[0]
-    return not moved
+    merged = tree(
+        run, partial(_merge_farthest, limit=int(empty.size)), far, name="kmeans-farthest-merge", key=key
+    )
+    urls = run.scratch(source), run.scratch(target)
+    return run.gather([run.task(_move, *urls, empty, merged, name="kmeans-reseed", key=key)], "re-seed")[0]
 
 
 def _farthest(block: Block, centroids: np.ndarray, metric: str, count: int) -> lloyd.Farthest:
     return lloyd.farthest_rows(block.rows, block.numbers, centroids, metric, count)
 
 
-class _Merge(NamedTuple):
-    count: int
-
-    def __call__(self, parts: list[lloyd.Farthest]) -> lloyd.Farthest:
-        return lloyd.merge_farthest(parts, self.count)
+def _merge_farthest(parts: list[lloyd.Farthest], *, limit: int) -> lloyd.Farthest:
+    return lloyd.merge_farthest(parts, limit)
 
 
-def _move(url: str, empty: np.ndarray, far: lloyd.Farthest) -> int:
-    write_scratch(url, lloyd.reseed(read_centroids(url), empty, far))
+def _move(source: str, target: str, empty: np.ndarray, far: lloyd.Farthest) -> int:
+    write_scratch(target, lloyd.reseed(read_centroids(source), empty, far))
     return len(far.row)
 
 
@@ -250,19 +275,19 @@ def assign_blocks(
     for turn in range(RESEED_ROUNDS):
         tag = f"{key}-{turn}"
         table = centroid_task(run, centroids)
-        assigned = run.persist(blocks.map(run, assign, table, metric, name="kmeans-assign", key=tag), "assign")
-        counts = [run.task(_sizes, item, k, name="cluster-sizes", key=f"{tag}-{i}") for i, item in enumerate(assigned)]
+        assigned = run.persist(
+            blocks.map(run, assign, table, metric, name="kmeans-assign", key=tag), "assign"
+        )
+        counts = [
+            run.task(_sizes, item, k, name="cluster-sizes", key=f"{tag}-{i}")
+            for i, item in enumerate(assigned)
+        ]
         sizes = run.gather([tree(run, _add, counts, name="cluster-sizes-add", key=tag)])[0]
         empty = np.flatnonzero(sizes == 0)
         if not reseed or not empty.size:
             break
         moved = f"{key}-moved-{turn}"
-        run.gather([run.task(_copy, run.scratch(centroids), run.scratch(moved), name="centroids-copy", key=tag)])
-        if _reseed(run, blocks, metric, centroids, moved, empty, tag):
+        if not _reseed(run, blocks, metric, centroids, centroids, moved, empty, tag):
             break
         centroids = moved
     return assigned, centroids, sizes
-
-
-def _copy(source: str, target: str) -> None:
-    write_scratch(target, read_centroids(source))

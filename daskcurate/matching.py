@@ -57,7 +57,14 @@ def cut(sizes: np.ndarray, limit: int) -> Cuts:
 
 
 def match_clusters(
-    run: Any, members: Members, ranks: Sequence[Delayed], sizes: np.ndarray, dim: int, dtype: str, rule: str, eps: float
+    run: Any,
+    members: Members,
+    ranks: Sequence[Delayed],
+    sizes: np.ndarray,
+    dim: int,
+    dtype: str,
+    rule: str,
+    eps: float,
 ) -> list[Delayed]:
     """Return lazy frames of every row's match: partition (its chunk), row, similarity, duplicate_of."""
     row_bytes = dim * np.dtype(dtype).itemsize
@@ -77,9 +84,21 @@ def match_clusters(
             run.task(_block, frame, dim, dtype, name="dedup-block", key=first + i)
             for i, frame in enumerate(grouped[first : first + pieces])
         ]
-        lazy.extend(_match_giant(run, blocks, cuts.limit, int(sizes[cluster]), members.chunk_rows, rule, eps, first))
+        lazy.extend(
+            _match_giant(run, blocks, cuts.limit, int(sizes[cluster]), members.chunk_rows, rule, eps, first)
+        )
     lazy.extend(
-        run.task(_match_whole, grouped[i], dim, dtype, members.chunk_rows, rule, eps, name="dedup-compare", key=int(i))
+        run.task(
+            _match_whole,
+            grouped[i],
+            dim,
+            dtype,
+            members.chunk_rows,
+            rule,
+            eps,
+            name="dedup-compare",
+            key=int(i),
+        )
         for i in np.flatnonzero(whole)
     )
     return run.persist(lazy, "compare rows")
@@ -96,7 +115,13 @@ def _row_frame(
     assert members.source is not None
     rows = read_block(members.source.url, start, stop)[at]
     return pd.DataFrame(
-        {"partition": partition.astype(np.int64), "label": label, "rank": rank, "row": at + start, "cells": to_cells(rows)}
+        {
+            "partition": partition.astype(np.int64),
+            "label": label,
+            "rank": rank,
+            "row": at + start,
+            "cells": to_cells(rows),
+        }
     )
 
 
@@ -114,12 +139,16 @@ def _block(frame: pd.DataFrame, dim: int, dtype: str) -> RankedBlock:
     return RankedBlock(frame["label"].to_numpy()[order], frame["row"].to_numpy()[order], rows)
 
 
-def _match_whole(frame: pd.DataFrame, dim: int, dtype: str, chunk_rows: int, rule: str, eps: float) -> pd.DataFrame:
+def _match_whole(
+    frame: pd.DataFrame, dim: int, dtype: str, chunk_rows: int, rule: str, eps: float
+) -> pd.DataFrame:
     """Match the rows of every cluster of a partition."""
     block = _block(frame, dim, dtype)
     similarity = np.full(len(block.numbers), -1, dtype=np.float32)
     match = np.full(len(block.numbers), -1, dtype=np.int64)
-    bounds = np.flatnonzero(np.r_[True, block.labels[1:] != block.labels[:-1], True]) if len(block.labels) else [0]
+    bounds = (
+        np.flatnonzero(np.r_[True, block.labels[1:] != block.labels[:-1], True]) if len(block.labels) else [0]
+    )
     for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
         if stop - start > 1:
             found = match_cluster(block.rows[start:stop], rule, eps)
@@ -144,7 +173,8 @@ def _connected(nearest: EarlierMatch, edges: Any, m: int) -> EarlierMatch:
     linked = kernel.connected_matches(edges, m)
     some = linked.position >= 0
     return EarlierMatch(
-        np.where(some, linked.similarity, nearest.similarity), np.where(some, linked.position, nearest.position)
+        np.where(some, linked.similarity, nearest.similarity),
+        np.where(some, linked.position, nearest.position),
     )
 
 
@@ -162,15 +192,30 @@ def _match_giant(
     run: Any, blocks: list[Delayed], limit: int, size: int, chunk_rows: int, rule: str, eps: float, key: int
 ) -> list[Delayed]:
     """Return a frame of matches per block of a cluster that takes several."""
-    found = _giant_greedy(run, blocks, limit, eps, key) if rule == "greedy" else _giant_earlier(run, blocks, limit, key)
+    found = (
+        _giant_greedy(run, blocks, limit, eps, key)
+        if rule == "greedy"
+        else _giant_earlier(run, blocks, limit, key)
+    )
     numbers = run.task(_numbers, blocks, name="dedup-numbers", key=key)
     if rule == "connected":
         floor = float(np.float32(1 - eps))
         parts = []
         for b, block in enumerate(blocks):
-            parts.append(run.task(_edges_within, block, b * limit, floor, name="dedup-edges", key=f"{key}-{b}-{b}"))
+            parts.append(
+                run.task(_edges_within, block, b * limit, floor, name="dedup-edges", key=f"{key}-{b}-{b}")
+            )
             parts.extend(
-                run.task(_edges_across, blocks[a], a * limit, block, b * limit, floor, name="dedup-edges", key=f"{key}-{a}-{b}")
+                run.task(
+                    _edges_across,
+                    blocks[a],
+                    a * limit,
+                    block,
+                    b * limit,
+                    floor,
+                    name="dedup-edges",
+                    key=f"{key}-{a}-{b}",
+                )
                 for a in range(b)
             )
         forest = tree(run, _merge_forests, parts, name="dedup-forest", key=f"{key}-forest")
@@ -190,7 +235,9 @@ def _giant_earlier(run: Any, blocks: list[Delayed], limit: int, key: int) -> lis
     for b, block in enumerate(blocks):
         parts = [run.task(_within, block, b * limit, name="dedup-compare", key=f"{key}-{b}-{b}")]
         parts.extend(
-            run.task(_across, blocks[a], a * limit, block, b * limit, name="dedup-compare", key=f"{key}-{a}-{b}")
+            run.task(
+                _across, blocks[a], a * limit, block, b * limit, name="dedup-compare", key=f"{key}-{a}-{b}"
+            )
             for a in range(b)
         )
         found.append(tree(run, _merge_all, parts, name="dedup-merge", key=f"{key}-{b}"))
@@ -203,7 +250,16 @@ def _giant_greedy(run: Any, blocks: list[Delayed], limit: int, eps: float, key: 
     found = []
     for b, block in enumerate(blocks):
         parts = [
-            run.task(_across_kept, blocks[a], a * limit, kept[a], block, b * limit, name="dedup-compare", key=f"{key}-{a}-{b}")
+            run.task(
+                _across_kept,
+                blocks[a],
+                a * limit,
+                kept[a],
+                block,
+                b * limit,
+                name="dedup-compare",
+                key=f"{key}-{a}-{b}",
+            )
             for a in range(b)
         ]
         earlier = tree(run, _merge_all, parts, name="dedup-merge", key=f"{key}-{b}") if parts else None
@@ -221,7 +277,9 @@ def _across(x: RankedBlock, start_x: int, y: RankedBlock, start_y: int) -> Earli
     return kernel.earlier_across(x.rows, start_x, y.rows, start_y)
 
 
-def _across_kept(x: RankedBlock, start_x: int, kept: np.ndarray, y: RankedBlock, start_y: int) -> EarlierMatch:
+def _across_kept(
+    x: RankedBlock, start_x: int, kept: np.ndarray, y: RankedBlock, start_y: int
+) -> EarlierMatch:
     return kernel.earlier_across(x.rows, start_x, y.rows, start_y, of=kept)
 
 
@@ -275,5 +333,7 @@ def _numbers(blocks: list[RankedBlock]) -> np.ndarray:
     return np.concatenate([block.numbers for block in blocks])
 
 
-def _giant_frame(block: RankedBlock, found: EarlierMatch, numbers: np.ndarray, chunk_rows: int) -> pd.DataFrame:
+def _giant_frame(
+    block: RankedBlock, found: EarlierMatch, numbers: np.ndarray, chunk_rows: int
+) -> pd.DataFrame:
     return _frame(block.numbers, found.similarity, _row_numbers(found, numbers), chunk_rows)

@@ -130,7 +130,9 @@ def _sizes(members: Members, start: int, stop: int) -> np.ndarray:
 def _cosine_sums(members: Members, start: int, stop: int) -> np.ndarray:
     labels = load_labels(members, start, stop)
     inside = labels >= 0
-    return np.bincount(labels[inside], load_cosines(members, start, stop)[inside], minlength=members.n_clusters)
+    return np.bincount(
+        labels[inside], load_cosines(members, start, stop)[inside], minlength=members.n_clusters
+    )
 
 
 def _add(parts: list[np.ndarray]) -> np.ndarray:

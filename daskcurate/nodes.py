@@ -16,12 +16,12 @@ import numpy as np
 import xxhash
 
 from daskcurate.config import Config, check_number, digest
+from daskcurate.embeddings import Embeddings
 from daskcurate.planning import Limits, StagePlan, selection_plan
 from daskcurate.reading import blocks_of
 from daskcurate.schema import FORMAT_VERSION
 
 if TYPE_CHECKING:
-    from daskcurate.embeddings import Embeddings
     from daskcurate.store import RunStore
 
 
@@ -40,6 +40,18 @@ class GivenArray:
         """Digest of dtype, shape and content."""
         content = xxhash.xxh3_128_hexdigest(self.values.view(np.uint8).data if self.values.size else b"")
         return digest("array", str(self.values.dtype), list(self.values.shape), content)
+
+
+class GivenDaskArray:
+    """A dask array that the user passed to a stage: known by its name, computed where the stage runs."""
+
+    def __init__(self, values: da.Array):
+        self.values = values
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of dtype, shape and name."""
+        return digest("dask array", str(self.values.dtype), list(self.values.shape), self.values.name)
 
 
 class Stage:
@@ -114,7 +126,9 @@ class Stage:
 
     def lazy(self, array: str) -> da.Array:
         """Return an array of the result as a dask array."""
-        return da.from_zarr(self._store().array(self.kind, self.name, array), name=f"{array}-{self.fingerprint}")
+        return da.from_zarr(
+            self._store().array(self.kind, self.name, array), name=f"{array}-{self.fingerprint}"
+        )
 
     def _store(self) -> RunStore:
         if self.store is None:
@@ -130,19 +144,33 @@ class Stage:
         return f"<{type(self).__name__} {self.kind}({settings}), {state}>"
 
 
-def selection_or_none(within: Any, emb: Embeddings | None, n_rows: int) -> Selection | None:
+def checked_embeddings(emb: Any) -> Embeddings:
+    """Return ``emb`` if it is a pool of embeddings."""
+    if not isinstance(emb, Embeddings):
+        raise TypeError(
+            f"emb={type(emb).__name__} is not allowed: give what daskcurate.ingest or daskcurate.open_embeddings "
+            "returns"
+        )
+    return emb
+
+
+def selection_or_none(
+    within: Any, emb: Embeddings | None, n_rows: int, name: str = "within"
+) -> Selection | None:
     """Return ``within`` as a Selection over ``n_rows`` rows: a Selection, a boolean mask, or None."""
     if within is None:
         return None
     if isinstance(within, np.ndarray | da.Array | list):
         within = Selection.from_mask(within, emb=emb)
     if not isinstance(within, Selection):
-        raise TypeError(f"within={within!r} is not allowed: give a Selection, a boolean mask or None")
+        raise TypeError(f"{name}={within!r} is not allowed: give a Selection, a boolean mask or None")
     if within.n_rows != n_rows:
-        raise ValueError(f"within covers {within.n_rows} rows, the pool has {n_rows}: they must be the same pool's")
+        raise ValueError(
+            f"{name} covers {within.n_rows} rows, the pool has {n_rows}: they must be the same pool's"
+        )
     if emb is not None and within.emb is not None and within.emb.fingerprint != emb.fingerprint:
         raise ValueError(
-            f"within belongs to the pool {within.emb.path}, the stage to {emb.path}: they must be the same pool's"
+            f"{name} belongs to the pool {within.emb.path}, the stage to {emb.path}: they must be the same pool's"
         )
     return within
 
@@ -159,24 +187,30 @@ class Selection(Stage):
 
     @staticmethod
     def from_mask(mask: Any, *, emb: Embeddings | None = None) -> Selection:
-        """Return the selection of the rows where ``mask`` (n,) is True."""
-        values = np.asarray(mask)
+        """Return the selection of the rows where ``mask`` (n,) is True; a dask array stays lazy."""
+        emb = None if emb is None else checked_embeddings(emb)
+        values = mask if isinstance(mask, da.Array) else np.asarray(mask)
         if values.dtype != bool or values.ndim != 1:
             raise TypeError(
                 f"mask of dtype {values.dtype} and shape {values.shape} is not allowed: give a boolean array (n,)"
             )
+        if np.isnan(values.shape[0]):
+            raise ValueError("mask has chunks of unknown size: call its compute_chunk_sizes() first")
         return GivenSelection.of(values.astype(np.int32), emb)
 
     @staticmethod
     def from_indices(indices: Any, emb: Embeddings) -> Selection:
         """Return the selection of the given row numbers of ``emb``; a row given twice counts twice."""
+        emb = checked_embeddings(emb)
         rows = np.asarray(indices)
         if rows.ndim != 1 or (rows.size and not np.issubdtype(rows.dtype, np.integer)):
             raise TypeError(
                 f"indices of dtype {rows.dtype} and shape {rows.shape} are not allowed: give integers (m,)"
             )
         if rows.size and (rows.min() < 0 or rows.max() >= len(emb)):
-            raise ValueError(f"indices from {rows.min()} to {rows.max()} are not allowed: give 0 to {len(emb) - 1}")
+            raise ValueError(
+                f"indices from {rows.min()} to {rows.max()} are not allowed: give 0 to {len(emb) - 1}"
+            )
         counts = np.bincount(rows.astype(np.int64), minlength=len(emb)).astype(np.int32)
         return GivenSelection.of(counts, emb)
 
@@ -251,11 +285,15 @@ class Selection(Stage):
         """Be true: a lazy selection has no length yet, and an empty one is still a selection."""
         return True
 
+    __array_ufunc__ = None  # NumPy arrays leave operators to this class, which refuses them by name
+
     def __and__(self, other: Selection) -> Selection:
         return CombinedSelection.of("&", self, other)
 
     def __or__(self, other: Selection) -> Selection:
         return CombinedSelection.of("|", self, other)
+
+    __rand__, __ror__ = __and__, __or__
 
     def __invert__(self) -> Selection:
         return CombinedSelection.of("~", self)
@@ -300,7 +338,9 @@ def _config(**values: Any) -> Any:
     from dataclasses import make_dataclass
 
     fields = [(name, type(value)) for name, value in values.items()]
-    return make_dataclass("DerivedConfig", fields, bases=(DerivedConfig,), frozen=True, kw_only=True)(**values)
+    return make_dataclass("DerivedConfig", fields, bases=(DerivedConfig,), frozen=True, kw_only=True)(
+        **values
+    )
 
 
 class DerivedSelection(Selection):
@@ -332,8 +372,10 @@ class CombinedSelection(DerivedSelection):
         inputs = {"a": a}
         if operation != "~":
             if not isinstance(b, Selection):
-                raise TypeError(f"Selection {operation} {type(b).__name__} is not allowed: combine two Selections")
-            inputs["b"] = selection_or_none(b, a.emb, a.n_rows)  # type: ignore[assignment]
+                raise TypeError(
+                    f"Selection {operation} {type(b).__name__} is not allowed: combine two Selections"
+                )
+            inputs["b"] = selection_or_none(b, a.emb, a.n_rows, f"Selection after {operation}")  # type: ignore[assignment]
         return cls(_config(operation=operation), inputs)
 
     def derive(self) -> da.Array:
@@ -359,11 +401,14 @@ class GivenSelection(DerivedSelection):
     reason = "excluded"
 
     @classmethod
-    def of(cls, counts: np.ndarray, emb: Embeddings | None) -> GivenSelection:
+    def of(cls, counts: np.ndarray | da.Array, emb: Embeddings | None) -> GivenSelection:
         """Return the selection with the given ``counts`` (n,) int32."""
         if emb is not None and len(counts) != len(emb):
-            raise ValueError(f"the mask covers {len(counts)} rows, the pool has {len(emb)}: give one value a row")
-        inputs: dict[str, Any] = {"values": GivenArray(counts)}
+            raise ValueError(
+                f"the mask covers {len(counts)} rows, the pool has {len(emb)}: give one value a row"
+            )
+        given = GivenDaskArray(counts) if isinstance(counts, da.Array) else GivenArray(counts)
+        inputs: dict[str, Any] = {"values": given}
         if emb is not None:
             inputs["emb"] = emb
         return cls(_config(rows=len(counts)), inputs)
@@ -376,8 +421,9 @@ class GivenSelection(DerivedSelection):
     def derive(self) -> da.Array:
         """Return the given counts, in the pool's chunks."""
         emb = self.emb
-        rows = emb.chunk_rows if emb is not None else 1 << 20
-        return da.from_array(self.inputs["values"].values, chunks=max(1, min(rows, self.n_rows)))
+        rows = max(1, min(emb.chunk_rows if emb is not None else 1 << 20, self.n_rows))
+        values = self.inputs["values"].values
+        return values.rechunk(rows) if isinstance(values, da.Array) else da.from_array(values, chunks=rows)
 
 
 class ThresholdSelection(DerivedSelection):
@@ -387,7 +433,9 @@ class ThresholdSelection(DerivedSelection):
     reason = "duplicate"
 
     @classmethod
-    def of(cls, dedup: Selection, *, eps: float | None = None, limit: float | None = None) -> ThresholdSelection:
+    def of(
+        cls, dedup: Selection, *, eps: float | None = None, limit: float | None = None
+    ) -> ThresholdSelection:
         """Keep the rows whose similarity is not above 1 - eps, or not above ``limit``."""
         if eps is not None:
             limit = float(np.float32(1 - check_number("eps", eps, 0, 2)))

@@ -49,7 +49,9 @@ class Limits:
     def with_memory(self, memory_limit: Any) -> "Limits":
         """Return the limits with another memory per worker: bytes, or text such as ``"4GiB"``."""
         if isinstance(memory_limit, bool) or not isinstance(memory_limit, int | str):
-            raise TypeError(f"memory_limit={memory_limit!r} is not allowed: give bytes or text such as '4GiB'")
+            raise TypeError(
+                f"memory_limit={memory_limit!r} is not allowed: give bytes or text such as '4GiB'"
+            )
         try:
             found = int(dask.utils.parse_bytes(memory_limit))
         except ValueError as error:
@@ -153,7 +155,10 @@ class Plan:
     def __str__(self) -> str:
         rows = [self.HEADER, *self.as_rows()]
         widths = [max(len(row[i]) for row in rows) for i in range(len(self.HEADER))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
         memory = "no limit" if self.limits.worker_memory is None else human(self.limits.worker_memory)
         lines.append(f"{self.limits.n_workers} workers, {self.limits.n_threads} threads, {memory} a worker")
         return "\n".join(lines)
@@ -200,7 +205,9 @@ def kmeans_plan(
     subset = min(n, config.sample_size * k)
     fits = config.n_init * (n + config.resamples * subset)
     flops = 2 * k * d * (fits * config.n_iters + n * (1 + config.resamples))
-    flops += 2 * k * d * trials * config.n_init * (seeding_rows + config.resamples * min(subset, seeding_rows))
+    flops += (
+        2 * k * d * trials * config.n_init * (seeding_rows + config.resamples * min(subset, seeding_rows))
+    )
     passes = config.n_init * config.n_iters * (1 + config.resamples) + 2 + config.resamples
     per_pass = chunks + tree_tasks(chunks) + 2
     block = min(n, chunk_rows) * d
@@ -256,7 +263,9 @@ def dedup_plan(
     )
 
 
-def selection_plan(title: str, *, n: int, k: int, row_bytes: int, chunk_rows: int, limits: Limits) -> StagePlan:
+def selection_plan(
+    title: str, *, n: int, k: int, row_bytes: int, chunk_rows: int, limits: Limits
+) -> StagePlan:
     """Return the plan of a stage that ranks rows within k clusters and keeps the first ones."""
     chunks = -(-n // chunk_rows)
     rank = min(n, limits.rank_rows) * RANK_ROW_BYTES

@@ -8,7 +8,8 @@ from typing import Any
 
 import dask
 from rich.console import Console
-from rich.progress import BarColumn, Progress as Bars, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
 
 SECONDS_BETWEEN_LINES = 5.0
 logger = logging.getLogger("daskcurate")

@@ -12,7 +12,7 @@ from daskcurate.hierarchy import Hierarchy
 from daskcurate.kernels.allocation import bounded_allocation, softmax_shares
 from daskcurate.kernels.centroids import mean_nearest_cosine
 from daskcurate.kernels.draws import derive_seed, row_hash
-from daskcurate.kmeans import Clustering, GivenClustering, checked_embeddings
+from daskcurate.kmeans import Clustering, GivenClustering
 from daskcurate.members import (
     Members,
     SortKey,
@@ -24,7 +24,7 @@ from daskcurate.members import (
     read_small,
     write_counts,
 )
-from daskcurate.nodes import Selection, selection_or_none
+from daskcurate.nodes import Selection, checked_embeddings, selection_or_none
 from daskcurate.rows import RowSource, block_numbers
 from daskcurate.store import write_block
 
@@ -68,7 +68,9 @@ class DensityPrune(Selection):
     @property
     def cluster_table(self) -> dict[str, np.ndarray]:
         """Per cluster (k,): size, kept, intra, inter (cos distances), complexity and share of the target."""
-        table = {name: self.read(name) for name in ("cluster_sizes", "per_cluster", "intra", "inter", "share")}
+        table = {
+            name: self.read(name) for name in ("cluster_sizes", "per_cluster", "intra", "inter", "share")
+        }
         return {**table, "complexity": table["intra"] * table["inter"]}
 
     def execute(self, run: Any) -> dict[str, Any]:
@@ -83,7 +85,9 @@ class DensityPrune(Selection):
         inter = _inter(run, members, sizes, config.n_neighbors)
         target = config.rows_kept(rows_in)
         if config.target_size is not None and config.target_size > rows_in:
-            run.warn(f"target_size={config.target_size} is more than the {rows_in} rows there are: all are kept")
+            run.warn(
+                f"target_size={config.target_size} is more than the {rows_in} rows there are: all are kept"
+            )
         shares = _shares(config, sizes, intra * inter)
         kept = self._allocate(run, shares, target, sizes)
         for name, values in (
@@ -223,12 +227,16 @@ class PrototypePrune(Selection):
         sizes = cluster_sizes(run, members)
         target = config.rows_kept(int(sizes.sum()))
         if config.target_size is not None and config.target_size > sizes.sum():
-            run.warn(f"target_size={config.target_size} is more than the {sizes.sum()} rows there are: all are kept")
+            run.warn(
+                f"target_size={config.target_size} is more than the {sizes.sum()} rows there are: all are kept"
+            )
         floor = int(config.class_balance * target / max(1, int((sizes > 0).sum())))
         least = np.minimum(sizes, floor)
         ranks: list[Any] = [None] * len(members.ranges)
         if floor:
-            ranks = run.persist(member_ranks(run, members, SortKey.for_keep(config.keep, 0), sizes), "rank rows")
+            ranks = run.persist(
+                member_ranks(run, members, SortKey.for_keep(config.keep, 0), sizes), "rank rows"
+            )
         hard = config.keep == "hard"
         keys = run.persist(
             [
@@ -305,7 +313,11 @@ def prototype_prune(
     """
     found = rows_clustering(clustering)
     config = PrototypePruneConfig(
-        keep_fraction=keep_fraction, target_size=target_size, keep=keep, class_balance=class_balance, seed=seed
+        keep_fraction=keep_fraction,
+        target_size=target_size,
+        keep=keep,
+        class_balance=class_balance,
+        seed=seed,
     )
     return PrototypePrune(config, _inputs(found, within))
 
@@ -322,14 +334,17 @@ class RandomPrune(Selection):
         source = RowSource.of_embeddings(emb, self.within)
         seed = derive_seed(self.config.seed, "random prune")
         keys = run.persist(
-            [run.task(_hash_keys, source, seed, *r, name="random-keys", key=r[0]) for r in source.ranges], "draw"
+            [run.task(_hash_keys, source, seed, *r, name="random-keys", key=r[0]) for r in source.ranges],
+            "draw",
         )
         rows_in = sum(
             run.gather([run.task(_eligible, item, name="count-rows", key=i) for i, item in enumerate(keys)])
         )
         target = self.config.rows_kept(rows_in)
         if self.config.target_size is not None and self.config.target_size > rows_in:
-            run.warn(f"target_size={self.config.target_size} is more than the {rows_in} rows there are: all are kept")
+            run.warn(
+                f"target_size={self.config.target_size} is more than the {rows_in} rows there are: all are kept"
+            )
         chosen = smallest(run, keys, target, "random")
         url = run.declare("counts", (source.n_rows,), source.chunk_rows)
         writes = [
@@ -382,5 +397,3 @@ def random_prune(
     if selection is not None:
         inputs["within"] = selection
     return RandomPrune(config, inputs)
-
-

@@ -14,14 +14,15 @@ import pyarrow as pa
 from dask.delayed import Delayed
 
 
-def to_cells(rows: np.ndarray) -> pd.array:
+def to_cells(rows: np.ndarray) -> Any:
     """Return rows (m, d) as a column of m binary cells, without a copy."""
     rows = np.ascontiguousarray(rows)
     m, width = len(rows), rows.shape[1] * rows.dtype.itemsize
     offsets = np.arange(0, (m + 1) * width, width, dtype=np.int64)[: m + 1]
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(rows)]
     return pd.array(
-        pa.LargeBinaryArray.from_buffers(pa.large_binary(), m, buffers), dtype=pd.ArrowDtype(pa.large_binary())
+        pa.LargeBinaryArray.from_buffers(pa.large_binary(), m, buffers),
+        dtype=pd.ArrowDtype(pa.large_binary()),
     )
 
 
@@ -133,7 +134,8 @@ def rank_in_cluster(
     table = run.task(np.asarray, partition, name="partition-map", key=key)
     nbytes = 40 * sum(counts)
     frames = [
-        run.task(_key_frame, item, i, table, name="rank-keys", key=f"{key}-{i}") for i, item in enumerate(labelled)
+        run.task(_key_frame, item, i, table, name="rank-keys", key=f"{key}-{i}")
+        for i, item in enumerate(labelled)
     ]
     grouped = regroup(run, frames, _KEYS, n_partitions, nbytes, f"{key}-by-cluster")
     ranked = [run.task(_rank_frame, frame, name="rank", key=f"{key}-{i}") for i, frame in enumerate(grouped)]
@@ -157,7 +159,9 @@ def ranks_by_group(labels: np.ndarray, *keys: np.ndarray) -> np.ndarray:
     """Return each row's rank within its label by ascending ``keys`` (the most significant first)."""
     order = np.lexsort((*reversed(keys), labels))
     ordered = labels[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(ordered) else np.empty(0, np.int64)
+    starts = (
+        np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(ordered) else np.empty(0, np.int64)
+    )
     lengths = np.diff(np.r_[starts, len(ordered)])
     ranks = np.empty(len(labels), dtype=np.int64)
     ranks[order] = np.arange(len(ordered)) - np.repeat(starts, lengths)

@@ -27,7 +27,7 @@ def selection_columns(selection: Selection) -> dict[str, da.Array]:
     }
     for name, (node, level, _) in selection.clusterings().items():
         columns[name] = Hierarchy(node.chain()).flat_labels(level)
-        if "distance" not in columns:
+        if "distance" not in columns and node.emb is not None:
             columns["distance"] = node.chain()[0].distances
     dedup = _dedup_of(selection)
     if dedup is not None:
@@ -55,7 +55,10 @@ def hierarchy_columns(tree: Hierarchy) -> dict[str, da.Array]:
 
 
 def _aligned(columns: dict[str, da.Array], chunks: Any) -> dict[str, da.Array]:
-    return {name: column if column.chunks == chunks else column.rechunk(chunks) for name, column in columns.items()}
+    return {
+        name: column if column.chunks == chunks else column.rechunk(chunks)
+        for name, column in columns.items()
+    }
 
 
 def _dedup_of(selection: Selection) -> Any:

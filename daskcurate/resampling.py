@@ -11,7 +11,9 @@ from daskcurate.regroup import Labelled, rank_in_cluster
 from daskcurate.rows import Block, RowBlocks, keep_if_small
 
 
-def resample(run: Any, blocks: RowBlocks, centroids: str, k: int, config: KMeansConfig, step: int) -> RowBlocks:
+def resample(
+    run: Any, blocks: RowBlocks, centroids: str, k: int, config: KMeansConfig, step: int
+) -> RowBlocks:
     """Return the min(r, size) rows of each cluster closest to its centroid, or random ones."""
     key = f"resample-{step}"
     assigned, _, sizes = assign_blocks(run, blocks, centroids, k, config.metric, key)
@@ -26,7 +28,10 @@ def resample(run: Any, blocks: RowBlocks, centroids: str, k: int, config: KMeans
         for i, (block, rank) in enumerate(zip(blocks.blocks, ranks, strict=True))
     ]
     counts = run.gather(
-        [run.task(_count, rank, config.sample_size, name="resample-count", key=f"{key}-{i}") for i, rank in enumerate(ranks)]
+        [
+            run.task(_count, rank, config.sample_size, name="resample-count", key=f"{key}-{i}")
+            for i, rank in enumerate(ranks)
+        ]
     )
     kept = [(block, count) for block, count in zip(taken, counts, strict=True) if count]
     return keep_if_small(run, RowBlocks([b for b, _ in kept], [n for _, n in kept], blocks.dim))

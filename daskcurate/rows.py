@@ -105,7 +105,8 @@ class RowBlocks:
     def map(self, run: Any, function: Callable[..., Any], *args: Any, name: str, key: str) -> list[Delayed]:
         """Return one task per block: ``function(block, *args)``."""
         return [
-            run.task(function, block, *args, name=name, key=f"{key}-{i}") for i, block in enumerate(self.blocks)
+            run.task(function, block, *args, name=name, key=f"{key}-{i}")
+            for i, block in enumerate(self.blocks)
         ]
 
 
@@ -118,7 +119,8 @@ def open_blocks(run: Any, source: RowSource, metric: str, key: str) -> RowBlocks
     counts = [stop - start for start, stop in ranges]
     if source.mask_url is not None:
         counts = run.gather(
-            [run.task(count_block, source, *r, name="count-rows", key=f"{key}-{r[0]}") for r in ranges], "count rows"
+            [run.task(count_block, source, *r, name="count-rows", key=f"{key}-{r[0]}") for r in ranges],
+            "count rows",
         )
     # a block is of more than half a chunk on average where nothing is masked; empty ones cost a task each
     kept = [(r, n) for r, n in zip(ranges, counts, strict=True) if n]
@@ -134,12 +136,15 @@ def keep_if_small(run: Any, blocks: RowBlocks) -> RowBlocks:
     return RowBlocks(run.persist(blocks.blocks, "read rows"), blocks.counts, blocks.dim)
 
 
-def tree(run: Any, combine: Callable[[list[Any]], Any], parts: Sequence[Delayed], *, name: str, key: str) -> Delayed:
+def tree(
+    run: Any, combine: Callable[[list[Any]], Any], parts: Sequence[Delayed], *, name: str, key: str
+) -> Delayed:
     """Return the combination of ``parts`` in the tree that their numbers fix (groups of 8 neighbours)."""
     level, parts = 0, list(parts)
     while len(parts) > 1:
         parts = [
-            run.task(combine, parts[i : i + 8], name=name, key=f"{key}-{level}-{i}") for i in range(0, len(parts), 8)
+            run.task(combine, parts[i : i + 8], name=name, key=f"{key}-{level}-{i}")
+            for i in range(0, len(parts), 8)
         ]
         level += 1
     return parts[0]

@@ -8,6 +8,7 @@ atomic write of the group's attributes.
 import contextlib
 import os
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ import numpy as np
 from dask.delayed import Delayed
 from distributed import Client, default_client, wait
 
-from daskcurate.config import check_int, digest
+from daskcurate.config import check_int
 from daskcurate.hierarchy import Hierarchy
 from daskcurate.nodes import NotComputedError, Stage
 from daskcurate.planning import Limits, Plan, plan_stages
@@ -72,8 +73,10 @@ class StageRun:
 
     def __init__(self, stage: Stage, store: RunStore, client: Client, progress: Progress):
         self.stage, self.store, self.client, self.progress = stage, store, client, progress
-        self.token = digest(store.url, stage.fingerprint)[:12]
-        self.warnings: list[str] = []
+        # Keys of this attempt alone. The scheduler may still hold what the tasks of an earlier one returned,
+        # one that failed or whose client was lost; tasks of the same name would then not run, nor write.
+        self.token = uuid.uuid4().hex[:12]
+        self.warnings: list[str] = list(store.attributes(stage.name).get("warnings") or ())
         self.tasks = 0
         self.limits = cluster_limits(client)
 
@@ -87,8 +90,8 @@ class StageRun:
             return []
         self.tasks += len(tasks)
         futures = self.client.compute(list(tasks), retries=RETRIES)
-        self.progress.watch(self.stage, step, futures)
-        return self.client.gather(futures)
+        with self._watched(futures, step):
+            return self.client.gather(futures)
 
     def persist(self, tasks: Sequence[Delayed], step: str = "") -> list[Delayed]:
         """Run tasks, leave their results on the workers, and return handles to them."""
@@ -96,10 +99,23 @@ class StageRun:
             return []
         self.tasks += len(tasks)
         kept = list(self.client.persist(list(tasks), retries=RETRIES))
-        futures = [future for item in kept for future in item.dask.values() if hasattr(future, "add_done_callback")]
-        self.progress.watch(self.stage, step, futures)
-        wait(futures)
+        futures = [
+            future for item in kept for future in item.dask.values() if hasattr(future, "add_done_callback")
+        ]
+        with self._watched(futures, step):
+            wait(futures)
         return kept
+
+    @contextlib.contextmanager
+    def _watched(self, futures: Sequence[Any], step: str) -> Iterator[None]:
+        """Show the progress of ``futures``; if one fails, or the user interrupts, cancel the others."""
+        self.progress.watch(self.stage, step, futures)
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(Exception):  # no connection any more: the scheduler cancels them itself
+                self.client.cancel(futures)
+            raise
 
     def declare(self, array: str, shape: tuple[int, ...], chunk: int) -> str:
         """Make a declared array of the stage; return its URL for the tasks that write it."""
@@ -108,6 +124,10 @@ class StageRun:
     def scratch(self, name: str) -> str:
         """URL of a checkpoint array; the checkpoint is removed when the stage commits."""
         return self.store.stage_url(self.stage.name, "checkpoint", name)
+
+    def discard(self, name: str) -> None:
+        """Remove a checkpoint array that is not needed any more."""
+        self.store.remove(self.stage.name, "checkpoint", name)
 
     @property
     def checkpoint(self) -> dict[str, Any]:
@@ -124,7 +144,9 @@ class StageRun:
 
     def warn(self, message: str) -> None:
         """Warn the user, and keep the message with the result."""
-        self.warnings.append(message)
+        if message not in self.warnings:
+            self.warnings.append(message)
+            self.store.update(self.stage.name, warnings=self.warnings)  # not lost with this process
         warnings.warn(message, stacklevel=2)
 
     def write_counts(self, counts: da.Array) -> dict[str, Any]:
@@ -168,7 +190,8 @@ def flatten(nodes: Sequence[Any]) -> list[Stage]:
             ordered[stage.fingerprint] = stage
 
     for node in nodes:
-        for stage in node.levels if isinstance(node, Hierarchy) else (node,):
+        stages: Sequence[Any] = node.levels if isinstance(node, Hierarchy) else (node,)
+        for stage in stages:
             if not isinstance(stage, Stage):
                 raise TypeError(
                     f"{node!r} is not allowed: compute takes what kmeans, hierarchical_kmeans, semantic_dedup, "
@@ -222,6 +245,12 @@ def compute(*nodes: Any, store: Any, client: Client | None = None, progress: boo
         return stage.bound(run_store, inputs)
 
     missing = [s for s in stages if not s.is_computed and not run_store.is_complete(s.name)]
+    for stage in missing:
+        if run_store.is_marked(stage.name):
+            warnings.warn(
+                f"{stage.title} is run again: files of {run_store.stage_url(stage.name)} are missing or were changed",
+                stacklevel=2,
+            )
     if missing:
         with client_for(client) as used, Progress(missing, progress) as shown:
             plan_stages(missing, cluster_limits(used)).check()
@@ -235,7 +264,7 @@ def compute(*nodes: Any, store: Any, client: Client | None = None, progress: boo
         for stage in stages:
             done[stage.fingerprint] = bind(stage)
     results = tuple(
-        Hierarchy([done[level.fingerprint] for level in node.levels])
+        node.with_levels([done[level.fingerprint] for level in node.levels])
         if isinstance(node, Hierarchy)
         else done[node.fingerprint]
         for node in nodes
@@ -259,8 +288,16 @@ def _run_stage(stage: Stage, run: StageRun) -> None:
     )
     figures = stage.execute(run)
     seconds = time.perf_counter() - started
+    run.store.tidy(stage.name)
     run.store.update(
-        stage.name, **figures, seconds=seconds, tasks=run.tasks, warnings=run.warnings, checkpoint=None, complete=True
+        stage.name,
+        **figures,
+        contents=run.store.contents(stage.name),
+        seconds=seconds,
+        tasks=run.tasks,
+        warnings=run.warnings,
+        checkpoint=None,
+        complete=True,
     )
     run.store.remove(stage.name, "checkpoint")
     run.progress.finish(stage, seconds)

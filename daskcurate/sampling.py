@@ -37,6 +37,11 @@ class HierarchicalSample(Selection):
         return f"sample {self.config.target_size}"
 
     @property
+    def n_rows(self) -> int:
+        """Rows of the pool."""
+        return self.inputs["tree"].chain()[0].n_rows
+
+    @property
     def targets(self) -> np.ndarray:
         """(k,) int64: rows asked of each level-1 cluster."""
         return self.read("targets")
@@ -74,7 +79,9 @@ class HierarchicalSample(Selection):
         return {"total": written, "rows_in": int(sizes.sum()), "clusters_sampled": int((targets > 0).sum())}
 
 
-def _copies(members: Members, ranks: np.ndarray, sizes: str, targets: str, start: int, stop: int) -> np.ndarray:
+def _copies(
+    members: Members, ranks: np.ndarray, sizes: str, targets: str, start: int, stop: int
+) -> np.ndarray:
     return copies(ranks, read_small(sizes), read_small(targets), load_labels(members, start, stop))
 
 

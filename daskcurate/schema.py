@@ -26,7 +26,13 @@ def _spec(name: str, dtype: str, dims: str, meaning: str, fill: float | int = 0)
 _CLUSTERING = (
     _spec("centroids", "float32", "clusters dim", "centre of each cluster"),
     _spec("labels", "int32", "rows", "cluster of each row; -1 outside the rows clustered", -1),
-    _spec("distances", "float32", "rows", "distance to the own centroid: L2, or 1 - cos; NaN outside", float("nan")),
+    _spec(
+        "distances",
+        "float32",
+        "rows",
+        "distance to the own centroid: L2, or 1 - cos; NaN outside",
+        float("nan"),
+    ),
     _spec("sizes", "int64", "clusters", "rows of each cluster"),
 )
 _KEPT = _spec("counts", "uint8", "rows", "1 where the row is kept")
@@ -41,7 +47,13 @@ SCHEMA: dict[str, tuple[ArraySpec, ...]] = {
     "clustering": _CLUSTERING,
     "semantic_dedup": (
         _KEPT,
-        _spec("max_similarity", "float32", "rows", "largest cos to an earlier row; -1: none, NaN: outside", float("nan")),
+        _spec(
+            "max_similarity",
+            "float32",
+            "rows",
+            "largest cos to an earlier row; -1: none, NaN: outside",
+            float("nan"),
+        ),
         _spec("duplicate_of", "int64", "rows", "the row that attains it; -1: none", -1),
     ),
     "density_prune": (

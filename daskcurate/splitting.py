@@ -67,7 +67,9 @@ def split_clusters(
         lazy[partition[cluster]] = _split_giant(run, blocks, assigned, centroids, int(cluster), config)
     run.note(0.96, "split clusters")
     parts = run.persist(lazy, "split clusters")
-    part_sizes = run.gather([run.task(_part_sizes, part, name="part-sizes", key=i) for i, part in enumerate(parts)])
+    part_sizes = run.gather(
+        [run.task(_part_sizes, part, name="part-sizes", key=i) for i, part in enumerate(parts)]
+    )
     starts = np.cumsum([0, *(len(item) for item in part_sizes)])
     total = int(starts[-1])
     _write_centroids(run, parts, starts, source.dim, chunk)
@@ -80,7 +82,12 @@ def _row_frame(block: Block, found: Assigned, partition: np.ndarray, giant: np.n
     keep = ~np.isin(found.labels, giant)
     labels = found.labels[keep]
     return pd.DataFrame(
-        {"partition": partition[labels], "label": labels, "row": block.numbers[keep], "cells": to_cells(block.rows[keep])}
+        {
+            "partition": partition[labels],
+            "label": labels,
+            "row": block.numbers[keep],
+            "cells": to_cells(block.rows[keep]),
+        }
     )
 
 
@@ -90,14 +97,17 @@ def _split_partition(frame: pd.DataFrame, config: KMeansConfig, dim: int) -> Par
     frame = frame.iloc[order]
     rows, labels = from_cells(frame["cells"], dim, np.float32), frame["label"].to_numpy()
     numbers = frame["row"].to_numpy()
-    bounds = np.flatnonzero(np.r_[True, labels[1:] != labels[:-1], True]) if len(labels) else np.zeros(1, np.int64)
+    bounds = (
+        np.flatnonzero(np.r_[True, labels[1:] != labels[:-1], True]) if len(labels) else np.zeros(1, np.int64)
+    )
     found, first = [], 0
     for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
         piece = _split_cluster(rows[start:stop], numbers[start:stop], int(labels[start]), config)
         found.append(piece._replace(labels=piece.labels + first))
         first += len(piece.sizes)
     if not found:
-        return Parts(np.empty((0, dim), np.float32), *(np.empty(0, np.int64) for _ in range(3)), np.empty(0))
+        none = np.empty(0, np.int64)
+        return Parts(np.empty((0, dim), np.float32), none, none, none, np.empty(0))
     return Parts(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
@@ -123,7 +133,9 @@ def _split_cluster(rows: np.ndarray, numbers: np.ndarray, cluster: int, config: 
     return best
 
 
-def _without_empty(centroids: np.ndarray, rows: np.ndarray, labels: np.ndarray, distances: np.ndarray) -> Parts:
+def _without_empty(
+    centroids: np.ndarray, rows: np.ndarray, labels: np.ndarray, distances: np.ndarray
+) -> Parts:
     sizes = np.bincount(labels, minlength=len(centroids))
     alive = sizes > 0
     renumbered = (np.cumsum(alive) - 1)[labels]
@@ -140,13 +152,18 @@ def _split_giant(
         for i, (block, found) in enumerate(zip(blocks.blocks, assigned, strict=True))
     ]
     counts = run.gather(
-        [run.task(_n_rows, block, name="split-giant-count", key=f"{key}-{i}") for i, block in enumerate(taken)]
+        [
+            run.task(_n_rows, block, name="split-giant-count", key=f"{key}-{i}")
+            for i, block in enumerate(taken)
+        ]
     )
     kept = [(block, count) for block, count in zip(taken, counts, strict=True) if count]
     rows = RowBlocks([block for block, _ in kept], [count for _, count in kept], blocks.dim)
     # a step number of its own keeps its seeds and scratch arrays apart from the level's, and being beyond
     # the last resampling step it tells a resumed run that the level itself is fitted
-    centroids = fit(run, rows, config.n_splits, config, 10**6 + cluster, base, None, (0.95, 0.01), f"giant {cluster}: ")
+    centroids = fit(
+        run, rows, config.n_splits, config, 10**6 + cluster, base, None, (0.95, 0.01), f"giant {cluster}: "
+    )
     found, name, _ = assign_blocks(run, rows, centroids, config.n_splits, config.metric, key)
     return run.task(_gather_giant, list(rows.blocks), found, run.scratch(name), name="split-giant", key=key)
 

@@ -4,7 +4,10 @@ Workers write with :func:`write_block`, one task owning whole chunks; only the r
 marks them complete. A missing chunk reads as the fill value, so nothing counts before its marker.
 """
 
+import contextlib
+import json
 import platform
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ import zarr
 from daskcurate.schema import FORMAT_VERSION, spec_of
 
 ATTRIBUTE = "daskcurate"
+_ARRAY_FILE = re.compile(r"zarr\.json|c(/\d+)*")
 
 
 class StoreError(ValueError):
@@ -54,11 +58,24 @@ def write_block(url: str, start: int, values: np.ndarray) -> None:
 
 def write_scratch(url: str, values: np.ndarray) -> None:
     """Write a whole small array at ``url``, replacing what is there."""
-    array = zarr.create_array(
-        store=url, shape=values.shape, dtype=values.dtype, chunks=_scratch_chunks(values), overwrite=True,
-        compressors=None,
-    )  # fmt: skip
-    array[...] = values
+    _made_array(url, values.shape, values.dtype, _scratch_chunks(values), compressors=None)[...] = values
+
+
+def _made_array(
+    url: str, shape: tuple[int, ...], dtype: Any, chunks: tuple[int, ...], **more: Any
+) -> zarr.Array:
+    """Return an array to be written in full: the one at ``url`` if it is alike, else a new one.
+
+    An array is not made anew without need: a task that a lost worker or a killed client left behind may be
+    writing the same values to it, or one that such a task wrote may be in use.
+    """
+    try:
+        found = open_array(url, "r+")
+    except (FileNotFoundError, ValueError):  # nothing, something else, or a damaged array
+        found = None
+    if found is not None and (found.shape, found.dtype, found.chunks) == (shape, np.dtype(dtype), chunks):
+        return found
+    return zarr.create_array(store=url, shape=shape, dtype=dtype, chunks=chunks, overwrite=True, **more)
 
 
 def _scratch_chunks(values: np.ndarray) -> tuple[int, ...]:
@@ -92,12 +109,16 @@ class RunStore:
         found = self._attributes()
         if found is None:
             if _occupied(self.url):
-                raise StoreError(f"{self.url} exists and is not a run store: give a new path or a run store's")
+                raise StoreError(
+                    f"{self.url} exists and is not a run store: give a new path or a run store's"
+                )
             return
         if found.get("format") != "run":
             raise StoreError(f"{self.url} is a {found.get('format', 'zarr group')!s}, not a run store")
         if found.get("version") != FORMAT_VERSION:
-            raise StoreError(f"{self.url} has format version {found.get('version')}, this reads {FORMAT_VERSION}")
+            raise StoreError(
+                f"{self.url} has format version {found.get('version')}, this reads {FORMAT_VERSION}"
+            )
 
     def exists(self) -> bool:
         """Return whether there is a run store at the path."""
@@ -107,8 +128,11 @@ class RunStore:
         """Make the store if it is not there."""
         self.check()
         if self._attributes() is None:
-            root = zarr.open_group(store=self.url, mode="a")
-            root.attrs[ATTRIBUTE] = {"format": "run", "version": FORMAT_VERSION}
+            # one write makes it a group and a run store: killed before or after, it can be used
+            with contextlib.suppress(zarr.errors.ContainsGroupError):  # another run was faster
+                zarr.create_group(
+                    store=self.url, attributes={ATTRIBUTE: {"format": "run", "version": FORMAT_VERSION}}
+                )
 
     def stage_url(self, name: str, *parts: str) -> str:
         """Return the URL of a stage's group, or of something in it."""
@@ -119,8 +143,32 @@ class RunStore:
         return self._attributes(name) or {}
 
     def is_complete(self, name: str) -> bool:
+        """Return whether the stage's marker is set and its arrays' files are those that it was set for."""
+        return self.is_marked(name) and self.attributes(name).get("contents") == self.contents(name)
+
+    def is_marked(self, name: str) -> bool:
         """Return whether the stage's marker is set."""
         return self.attributes(name).get("complete") is True
+
+    def contents(self, name: str) -> dict[str, list[int]]:
+        """Return the number of files, and of bytes in them, of each array of a stage."""
+        fs, path = fsspec.core.url_to_fs(self.stage_url(name))
+        fs.invalidate_cache(path)
+        found: dict[str, list[int]] = {}
+        for file, details in fs.find(path, detail=True).items():
+            array, _, rest = file[len(path) + 1 :].partition("/")
+            if _ARRAY_FILE.fullmatch(rest):
+                count, size = found.get(array, (0, 0))
+                found[array] = [count + 1, size + int(details["size"])]
+        return found
+
+    def tidy(self, name: str) -> None:
+        """Remove the files of a stage that killed workers left half written."""
+        fs, path = fsspec.core.url_to_fs(self.stage_url(name))
+        for file in fs.find(path):
+            if file.endswith(".partial"):
+                with contextlib.suppress(OSError):
+                    fs.rm_file(file)
 
     def stages(self) -> dict[str, dict[str, Any]]:
         """Return the attributes of every stage in the store, by group name."""
@@ -131,9 +179,12 @@ class RunStore:
         return {name: self.attributes(name) for name in sorted(root.group_keys())}
 
     def update(self, name: str, **changes: Any) -> None:
-        """Set attributes of a stage's group (made if missing) in one atomic write."""
-        group = zarr.open_group(store=self.url, path=name, mode="a")
-        group.attrs[ATTRIBUTE] = {**self.attributes(name), **changes}
+        """Set attributes of a stage's group in one atomic write; a group without any is made anew."""
+        found = self._attributes(name)
+        if found is None:
+            zarr.create_group(store=self.url, path=name, attributes={ATTRIBUTE: changes}, overwrite=True)
+        else:
+            zarr.open_group(store=self.url, path=name, mode="r+").attrs[ATTRIBUTE] = {**found, **changes}
 
     def declare(self, kind: str, name: str, array: str, shape: tuple[int, ...], chunk: int) -> str:
         """Make (or make anew) a declared array of a stage, and return its URL."""
@@ -141,11 +192,11 @@ class RunStore:
         if len(shape) != len(spec.dims):
             raise StoreError(f"{kind}.{array} has dimensions {spec.dims}, got the shape {shape}")
         url = self.stage_url(name, array)
-        made = zarr.create_array(
-            store=url, shape=shape, dtype=spec.dtype, chunks=(max(1, min(chunk, max(1, shape[0]))), *shape[1:]),
-            fill_value=spec.fill, dimension_names=spec.dims, overwrite=True,
+        chunks = (max(1, min(chunk, max(1, shape[0]))), *shape[1:])
+        _made_array(
+            url, shape, spec.dtype, chunks, fill_value=spec.fill, dimension_names=spec.dims,
+            attributes={"meaning": spec.meaning},
         )  # fmt: skip
-        made.attrs["meaning"] = spec.meaning
         return url
 
     def array(self, kind: str, name: str, array: str) -> zarr.Array:
@@ -160,15 +211,21 @@ class RunStore:
         return found
 
     def remove(self, name: str, *parts: str) -> None:
-        """Remove a stage's group, or something in it, if it is there."""
+        """Remove a stage's group, or something in it that nothing reads any more, if it is there."""
         fs, path = fsspec.core.url_to_fs(self.stage_url(name, *parts))
         if fs.exists(path):
-            fs.rm(path, recursive=True)
+            # a task left behind by a killed client may be writing there: what it writes stays, unused
+            with contextlib.suppress(OSError):
+                fs.rm(path, recursive=True)
 
     def _attributes(self, name: str | None = None) -> dict[str, Any] | None:
         try:
             group = zarr.open_group(store=self.url, path=name, mode="r")
         except (FileNotFoundError, zarr.errors.GroupNotFoundError, zarr.errors.ContainsArrayError):
+            return None
+        except json.JSONDecodeError:
+            if name is None:
+                raise StoreError(f"{self.url} is damaged: its zarr.json cannot be read") from None
             return None
         found = group.attrs.asdict().get(ATTRIBUTE)
         return found if isinstance(found, dict) else ({} if name is None and group.attrs else None)

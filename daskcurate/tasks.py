@@ -1,8 +1,8 @@
 """Lazy tasks with names that read well in the dashboard, one BLAS thread each."""
 
 import threading
-from functools import cache
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import dask
@@ -43,12 +43,25 @@ class one_blas_thread:  # noqa: N801 - used as a context manager
                 _limit = None
 
 
-def call(function: Callable[..., Any], *args: Any) -> Any:
-    """Call ``function`` with BLAS held to one thread."""
+def call(function: Callable[..., Any], lengths: tuple[int | None, ...], *values: Any) -> Any:
+    """Call ``function`` with BLAS held to one thread; ``lengths`` says which values form a list argument."""
+    arguments, rest = [], iter(values)
+    for length in lengths:
+        arguments.append(next(rest) if length is None else [next(rest) for _ in range(length)])
     with one_blas_thread():
-        return function(*args)
+        return function(*arguments)
 
 
 def task(function: Callable[..., Any], *args: Any, name: str, key: str) -> Delayed:
-    """Return ``function(*args)`` as a lazy task; the dashboard groups tasks by ``name``."""
-    return dask.delayed(call, pure=False)(function, *args, dask_key_name=f"{name}-{key}")
+    """Return ``function(*args)`` as a lazy task; the dashboard groups tasks by ``name``.
+
+    An argument may be a list of tasks. It is passed as single arguments and put together where the task
+    runs: within a list Dask would keep the keys of persisted results, but no hold on the results.
+    """
+    lengths: list[int | None] = []
+    values: list[Any] = []
+    for item in args:
+        is_list = isinstance(item, list) and any(isinstance(part, Delayed) for part in item)
+        lengths.append(len(item) if is_list else None)
+        values.extend(item if is_list else [item])
+    return dask.delayed(call, pure=False)(function, tuple(lengths), *values, dask_key_name=f"{name}-{key}")

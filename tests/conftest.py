@@ -23,7 +23,7 @@ def quiet():
 def cluster():
     """A cluster of two workers in this process: as Dask schedules, without the start-up of processes."""
     with LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None, memory_limit="2GiB"
+        n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0", memory_limit="2GiB"
     ) as made:
         yield made
 
@@ -44,7 +44,9 @@ def pool(tmp_path):
         nonlocal made
         made += 1
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # rows that are not unit length: the tests' own choice
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # rows that are not unit length: the tests' own choice
             return dc.ingest(np.asarray(rows), tmp_path / f"pool-{made}.zarr", **settings)
 
     return make

@@ -27,7 +27,9 @@ def rows(n: int, seed: int) -> np.ndarray:
 def world(cluster, tmp_path_factory):
     """A pool, stages lazy and computed, and whatever else a wrong path can lead to."""
     path = tmp_path_factory.mktemp("world")
-    w = SimpleNamespace(path=path, store=str(path / "run.zarr"), pool=str(path / "pool.zarr"), x=rows(ROWS, 1))
+    w = SimpleNamespace(
+        path=path, store=str(path / "run.zarr"), pool=str(path / "pool.zarr"), x=rows(ROWS, 1)
+    )
     with Client(cluster), dask.config.set({"daskcurate.progress": False}):
         w.emb = dc.ingest(w.x, w.pool, ids=[f"id{i}" for i in range(ROWS)], chunk_rows=16)
         w.other = dc.ingest(rows(ROWS, 2), path / "other.zarr")
@@ -186,7 +188,8 @@ CASES = [
     ("picks within another pool", lambda w: dc.hierarchical_sample(w.tree, 5, within=w.foreign_selection), ValueError,
      "same pool"),
     # --- hierarchical_kmeans
-    ("levels as int", lambda w: dc.hierarchical_kmeans(w.emb, 6), TypeError, "n_clusters=6 is not allowed: give a list"),
+    ("levels as int", lambda w: dc.hierarchical_kmeans(w.emb, 6), TypeError,
+     "n_clusters=6 is not allowed: give a list"),
     ("levels as text", lambda w: dc.hierarchical_kmeans(w.emb, "6,2"), TypeError, "n_clusters='6,2'"),
     ("no levels", lambda w: dc.hierarchical_kmeans(w.emb, []), ValueError, "at least one level"),
     ("levels as floats", lambda w: build_tree(w, (6.0, 2)), TypeError, "n_clusters[0]=6.0"),
@@ -208,24 +211,28 @@ CASES = [
     ("level as text", lambda w: w.tree_done.flat_sizes("1"), TypeError, "level='1'"),
     # --- semantic_dedup
     ("dedup without eps", lambda w: dc.semantic_dedup(w.emb, w.flat), TypeError, "eps"),
-    ("eps 5", lambda w: dc.semantic_dedup(w.emb, w.flat, eps=5), ValueError, "eps=5 is not allowed: give a number in [0, 2]"),
+    ("eps 5", lambda w: dc.semantic_dedup(w.emb, w.flat, eps=5), ValueError,
+     "eps=5 is not allowed: give a number in [0, 2]"),
     ("eps NaN", lambda w: dc.semantic_dedup(w.emb, w.flat, eps=NaN), ValueError, "eps=nan"),
     ("eps below 0", lambda w: dc.semantic_dedup(w.emb, w.flat, eps=-0.1), ValueError, "eps=-0.1"),
     ("eps as text", lambda w: dc.semantic_dedup(w.emb, w.flat, eps="0.1"), TypeError, "eps='0.1'"),
     ("eps as bool", lambda w: dc.semantic_dedup(w.emb, w.flat, eps=True), TypeError, "eps=True"),
     ("keep in capitals", lambda w: dc.semantic_dedup(w.emb, w.flat, eps=0.1, keep="Hard"), ValueError, "mean 'hard'"),
-    ("keep as the word", lambda w: dc.semantic_dedup(w.emb, w.flat, eps=0.1, keep="score"), ValueError, "keep='score'"),
+    ("keep as the word", lambda w: dc.semantic_dedup(w.emb, w.flat, eps=0.1, keep="score"), ValueError,
+     "keep='score'"),
     ("keep None", lambda w: dc.semantic_dedup(w.emb, w.flat, eps=0.1, keep=None), TypeError, "keep=None"),
     ("keep as number", lambda w: dc.semantic_dedup(w.emb, w.flat, eps=0.1, keep=3), TypeError, "keep=3"),
     ("keep of texts", lambda w: dc.semantic_dedup(w.emb, w.flat, eps=0.1, keep=["a"]), TypeError, "array of scores"),
     ("too few scores", lambda w: dc.semantic_dedup(w.emb, w.flat, eps=0.1, keep=np.ones(3)), ValueError, "(40,)"),
     ("scores with NaN", lambda w: dc.semantic_dedup(w.emb, w.flat, eps=0.1, keep=np.full(ROWS, NaN)), ValueError,
      "NaN at row 0"),
-    ("rule misspelt", lambda w: dc.semantic_dedup(w.emb, w.flat, eps=0.1, rule="eariler"), ValueError, "mean 'earlier'"),
+    ("rule misspelt", lambda w: dc.semantic_dedup(w.emb, w.flat, eps=0.1, rule="eariler"), ValueError,
+     "mean 'earlier'"),
     ("scope unknown", lambda w: dc.semantic_dedup(w.emb, w.flat, eps=0.1, scope="clusters"), ValueError, "'cluster'"),
     ("dedup of a selection", lambda w: dc.semantic_dedup(w.emb, w.dedup, eps=0.1), TypeError, "give a Clustering"),
     ("dedup of another pool", lambda w: dc.semantic_dedup(w.emb, w.foreign, eps=0.1), ValueError, "other.zarr"),
-    ("dedup of a level above", lambda w: dc.semantic_dedup(w.emb, w.tree.levels[1], eps=0.1), ValueError, "levels[0]"),
+    ("dedup of a level above", lambda w: dc.semantic_dedup(w.emb, w.tree.levels[1], eps=0.1), ValueError,
+     "levels[0]"),
     ("dedup of labels alone", lambda w: dc.semantic_dedup(w.emb, w.given, eps=0.1), ValueError, "labels alone"),
     ("dedup of an array", lambda w: dc.semantic_dedup(w.x, w.flat, eps=0.1), TypeError, "emb=ndarray"),
     ("at eps 5", lambda w: w.dedup.at(5), ValueError, "eps=5"),
@@ -242,7 +249,8 @@ CASES = [
     ("keep fraction 70", lambda w: prune(w, keep_fraction=70), ValueError, "a number in (0, 1]"),
     ("keep fraction as text", lambda w: prune(w, keep_fraction="half"), TypeError, "keep_fraction='half'"),
     ("target as float", lambda w: dc.density_prune(w.flat, target_size=1e3), TypeError, "target_size=1000.0"),
-    ("temperature 0", lambda w: prune(w, temperature=0), ValueError, "temperature=0 is not allowed: give a number in (0"),
+    ("temperature 0", lambda w: prune(w, temperature=0), ValueError,
+     "temperature=0 is not allowed: give a number in (0"),
     ("temperature infinite", lambda w: prune(w, temperature=float("inf")), ValueError, "temperature=inf"),
     ("0 neighbours", lambda w: prune(w, n_neighbors=0), ValueError, "n_neighbors=0"),
     ("balance 2", lambda w: prune(w, balance=2), ValueError, "balance=2"),
@@ -265,9 +273,12 @@ CASES = [
     ("sample as text", lambda w: dc.hierarchical_sample(w.tree, "20k"), TypeError, "target_size='20k'"),
     ("multiplier 0", lambda w: dc.hierarchical_sample(w.tree, 5, multiplier=0), ValueError, "multiplier=0"),
     ("multiplier too large", lambda w: dc.hierarchical_sample(w.tree, 5, multiplier=2**31), ValueError, "2147483647"),
-    ("target too large", lambda w: dc.hierarchical_sample(w.tree, 10**18), ValueError, "target_size=10000000000000000"),
-    ("picked misspelt", lambda w: dc.hierarchical_sample(w.tree, 5, strategy="farthest"), ValueError, "mean 'furthest'"),
-    ("closest of labels alone", lambda w: dc.hierarchical_sample(w.given, 5, strategy="closest"), ValueError, "give emb="),
+    ("target too large", lambda w: dc.hierarchical_sample(w.tree, 10**18), ValueError,
+     "target_size=10000000000000000"),
+    ("picked misspelt", lambda w: dc.hierarchical_sample(w.tree, 5, strategy="farthest"), ValueError,
+     "mean 'furthest'"),
+    ("closest of labels alone", lambda w: dc.hierarchical_sample(w.given, 5, strategy="closest"), ValueError,
+     "give emb="),
     # --- results of stages that have not run
     ("labels of lazy", lambda w: w.flat.labels, dc.NotComputedError, "daskcurate.compute"),
     ("centroids of lazy", lambda w: w.flat.centroids, dc.NotComputedError, "kmeans stage is lazy"),
@@ -294,18 +305,22 @@ CASES = [
     ("compute to a number", lambda w: dc.compute(w.flat, store=7), TypeError, "store=7"),
     ("compute to a pool", lambda w: dc.compute(w.flat, store=w.pool), dc.StoreError, "is a pool, not a run store"),
     ("compute to a file", lambda w: dc.compute(w.flat, store="a-file"), dc.StoreError, "is not a run store"),
-    ("compute to a folder", lambda w: dc.compute(w.flat, store=Path("a-folder")), dc.StoreError, "is not a run store"),
-    ("compute on an address", lambda w: dc.compute(w.foreign, store="s", client="tcp://x:1"), TypeError, "client='tcp"),
+    ("compute to a folder", lambda w: dc.compute(w.flat, store=Path("a-folder")), dc.StoreError,
+     "is not a run store"),
+    ("compute on an address", lambda w: dc.compute(w.foreign, store="s", client="tcp://x:1"), TypeError,
+     "client='tcp"),
     ("plan nothing", lambda w: dc.plan(), ValueError, "at least one"),
     ("plan a pool", lambda w: dc.plan(w.emb), TypeError, "not allowed"),
-    ("plan for little memory", lambda w: dc.plan(w.flat, memory_limit="1MiB"), dc.PlanError, "stage 'k-means 4' needs"),
+    ("plan for little memory", lambda w: dc.plan(w.flat, memory_limit="1MiB"), dc.PlanError,
+     "stage 'k-means 4' needs"),
     ("plan for nonsense", lambda w: dc.plan(w.flat, memory_limit="lots"), ValueError, "memory_limit='lots'"),
-    ("plan for None workers", lambda w: dc.plan(w.flat, n_workers=0), ValueError, "n_workers=0"),
+    ("plan for 0 workers", lambda w: dc.plan(w.flat, n_workers=0), ValueError, "n_workers=0"),
     ("plan for a pool as store", lambda w: dc.plan(w.flat, store=w.pool), dc.StoreError, "not a run store"),
     # --- export
     ("export to an unknown suffix", lambda w: dc.export(w.done, "rows.csv"), ValueError, "'.npy', '.parquet'"),
     ("export to no suffix", lambda w: dc.export(w.done, "rows"), ValueError, "give format="),
-    ("export to a suffix misspelt", lambda w: dc.export(w.done, "rows.parqet"), ValueError, "did you mean '.parquet'"),
+    ("export to a suffix misspelt", lambda w: dc.export(w.done, "rows.parqet"), ValueError,
+     "did you mean '.parquet'"),
     ("export a format misspelt", lambda w: dc.export(w.done, "r.npy", "nyp"), ValueError, "did you mean 'npy'"),
     ("export over a file", lambda w: dc.export(w.done, "there.npy"), FileExistsError, "overwrite=True"),
     ("export over a folder", lambda w: dc.export(w.done, w.path, "npy"), FileExistsError, "is a folder"),
@@ -316,14 +331,18 @@ CASES = [
     ("export the rows of a clustering", lambda w: dc.export(w.flat_done, "c.npy"), ValueError, "selects no rows"),
     # --- made elsewhere
     ("arrays of an array", lambda w: dc.Clustering.from_arrays(w.x, w.x[:3], w.mask * 1), TypeError, "emb=ndarray"),
-    ("centroids of another width", lambda w: dc.Clustering.from_arrays(w.emb, np.ones((3, 2)), w.mask * 1), ValueError,
+    ("centroids of another width", lambda w: dc.Clustering.from_arrays(w.emb, np.ones((3, 2)), w.mask * 1),
+     ValueError,
      "give floats (k, 8)"),
     ("centroids with NaN", lambda w: dc.Clustering.from_arrays(w.emb, np.full((2, 8), NaN), w.mask * 1), ValueError,
      "NaN or infinity"),
-    ("labels too few", lambda w: dc.Clustering.from_arrays(w.emb, w.x[:3], [0, 1]), ValueError, "labels cover 2 rows"),
-    ("labels as floats", lambda w: dc.Clustering.from_arrays(w.emb, w.x[:3], w.mask * 1.0), TypeError, "give integers"),
+    ("labels too few", lambda w: dc.Clustering.from_arrays(w.emb, w.x[:3], [0, 1]), ValueError,
+     "labels cover 2 rows"),
+    ("labels as floats", lambda w: dc.Clustering.from_arrays(w.emb, w.x[:3], w.mask * 1.0), TypeError,
+     "give integers"),
     ("labels over k", lambda w: dc.Clustering.from_arrays(w.emb, w.x[:3], np.full(ROWS, 3)), ValueError, "to 2"),
-    ("labels below -1", lambda w: dc.Clustering.from_arrays(w.emb, w.x[:3], np.full(ROWS, -2)), ValueError, "from -2"),
+    ("labels below -1", lambda w: dc.Clustering.from_arrays(w.emb, w.x[:3], np.full(ROWS, -2)), ValueError,
+     "from -2"),
     ("arrays of a metric misspelt", lambda w: dc.Clustering.from_arrays(w.emb, w.x[:2], w.mask * 1, metric="L2"),
      ValueError, "metric='L2'"),
     ("hierarchy of an array", lambda w: dc.Hierarchy.from_labels(w.mask * 1), TypeError, "give a list of integer"),
@@ -331,7 +350,8 @@ CASES = [
     ("hierarchy of floats", lambda w: dc.Hierarchy.from_labels([np.ones(4)]), TypeError, "give integers (n,)"),
     ("hierarchy of a number", lambda w: dc.Hierarchy.from_labels([[0, 1], 3]), TypeError, "give integers (n,)"),
     ("hierarchy too short", lambda w: dc.Hierarchy.from_labels([[0, 1, 2], [0, 1]]), ValueError, "2"),
-    ("hierarchy too long", lambda w: dc.Hierarchy.from_labels([[0, 1], [0, 1, 1], [0]]), ValueError, "level 3 cover 1"),
+    ("hierarchy too long", lambda w: dc.Hierarchy.from_labels([[0, 1], [0, 1, 1], [0]]), ValueError,
+     "level 3 cover 1 clusters"),
     ("hierarchy of another pool", lambda w: dc.Hierarchy.from_labels([[0, 1]], w.emb), ValueError, "the pool has 40"),
     ("hierarchy of a path", lambda w: dc.Hierarchy.from_labels([w.mask * 1], w.pool), TypeError, "emb=str"),
     ("mask of numbers", lambda w: dc.Selection.from_mask(w.mask * 1), TypeError, "mask of dtype int64"),
@@ -356,7 +376,9 @@ def unknown_size(w):
     return mask[mask]
 
 
-@pytest.mark.parametrize(("call", "error", "phrase"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+@pytest.mark.parametrize(
+    ("call", "error", "phrase"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
+)
 def test_refused(untouched, call, error, phrase):
     with pytest.raises(error, match=re.escape(phrase)):
         call(untouched)
@@ -365,17 +387,18 @@ def test_refused(untouched, call, error, phrase):
 COMMANDS = [
     ("an unknown command", ["curate"], 2, "No such command 'curate'"),
     ("an unknown option", ["run", "run.yaml", "--worker", "3"], 2, "No such option: --worker"),
-    ("no configuration", ["run"], 2, "Missing argument 'CONFIG'"),
+    ("no configuration", ["run"], 2, "Missing argument"),
     ("a configuration that is not there", ["run", "gone.yaml"], 2, "gone.yaml: cannot be read"),
     ("a folder as configuration", ["plan", "a-folder"], 2, "a-folder: cannot be read"),
-    ("broken YAML", ["plan", "broken.yaml"], 2, "broken.yaml:"),
+    ("broken YAML", ["plan", "broken.yaml"], 2, "broken.yaml, line 1"),
     ("an unknown key", ["plan", "unknown.yaml"], 2, "did you mean 'stages'"),
     ("both schedulers", ["run", "run.yaml", "--scheduler", "tcp://127.0.0.1:1", "--scheduler-file", "s.json"], 2,
      "give one of them"),
-    ("a scheduler file that is not there", ["run", "run.yaml", "--scheduler-file", "s.json"], 2, "there is no such file"),
+    ("a scheduler file that is not there", ["run", "run.yaml", "--scheduler-file", "s.json"], 2,
+     "there is no such file"),
     ("workers of a scheduler", ["run", "run.yaml", "--scheduler", "tcp://127.0.0.1:1", "--n-workers", "2"], 2,
      "for a local cluster"),
-    ("workers as text", ["plan", "run.yaml", "--n-workers", "two"], 2, "'two' is not a valid int"),
+    ("workers as text", ["plan", "run.yaml", "--n-workers", "two"], 2, "Invalid value for '--n-workers'"),
     ("0 workers", ["plan", "run.yaml", "--n-workers", "0"], 2, "n_workers=0 is not allowed"),
     ("0 workers of a run", ["run", "run.yaml", "--n-workers", "0", "--set", "store=new.zarr"], 2, "n_workers=0"),
     ("memory of nonsense", ["plan", "run.yaml", "--memory-limit", "lots"], 2, "memory_limit='lots'"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import dask
 import numpy as np
-from distributed import Client
+from distributed import Client, as_completed
 
 import daskcurate as dc
 from daskcurate import lloyd_loop, planning, runner
@@ -126,7 +126,7 @@ def kill_at(point):
 
     def running(client, futures, *_, **__):
         # the first task is done, others are not: some wait, some run
-        next(iter(dask.distributed.as_completed(futures)))
+        next(iter(as_completed(futures)))
         return True
 
     if what == "rows":

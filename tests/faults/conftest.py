@@ -1,0 +1,119 @@
+"""A cluster of processes that outlives the clients that are killed, and the result to compare with."""
+
+import re
+import subprocess
+import sys
+from collections import Counter, defaultdict, deque
+from pathlib import Path
+
+import chain
+import pytest
+from distributed import Client, LocalCluster
+from distributed.diagnostics.plugin import SchedulerPlugin
+
+import daskcurate as dc
+from daskcurate import runner
+
+CHILD = Path(chain.__file__)
+
+
+class Tally(SchedulerPlugin):
+    """Counts the tasks that finish, by stage and name, of the stages that this process runs."""
+
+    name = "tally"
+
+    def __init__(self):
+        self.keys = deque()
+        self.stages = {}
+
+    def transition(self, key, start, finish, *_, **__):
+        if (start, finish) == ("processing", "memory"):
+            self.keys.append(str(key))
+
+    @property
+    def counts(self):
+        """Return the number of finished tasks as {kind of stage, with the number of its clusters: {name: number}}."""
+        found = defaultdict(Counter)
+        for key in self.keys:
+            name, token = re.match(r"(.*?)-([0-9a-f]{12})-|", key).groups()
+            if token in self.stages:
+                found[self.stages[token]][name] += 1
+        return dict(found)
+
+
+@pytest.fixture
+def tally(processes, monkeypatch):
+    """The tasks that stages run by this process run on the cluster of processes."""
+    made = Tally()
+    original = runner.StageRun.__init__
+
+    def init(run, stage, *args):
+        original(run, stage, *args)
+        made.stages[run.token] = stage.name
+
+    monkeypatch.setattr(runner.StageRun, "__init__", init)
+    processes.scheduler.add_plugin(made, name="tally")
+    yield made
+    processes.scheduler.remove_plugin("tally")
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """A cluster of two worker processes, each under a nanny."""
+    with LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        processes=True,
+        dashboard_address=":0",
+        memory_limit="1GiB",
+        silence_logs="CRITICAL",
+    ) as made:
+        yield made
+
+
+@pytest.fixture
+def remote(processes):
+    """A client of the cluster of processes."""
+    with Client(processes) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def rows_file(tmp_path_factory):
+    """The rows of the pool, as a file."""
+    return chain.source(tmp_path_factory.mktemp("rows") / "rows.npy")
+
+
+@pytest.fixture(scope="session")
+def emb(rows_file):
+    """The pool."""
+    return chain.ingest(rows_file, rows_file.parent / "pool.zarr")
+
+
+@pytest.fixture(scope="session")
+def reference(cluster, emb, tmp_path_factory):
+    """The result of an uninterrupted run, and its arrays."""
+    with pytest.MonkeyPatch.context() as patch, Client(cluster):
+        chain.distribute(patch.setattr)
+        result = dc.compute(chain.nodes(emb), store=tmp_path_factory.mktemp("reference") / "run.zarr")
+    return chain.arrays(result)
+
+
+@pytest.fixture
+def distributed_lloyd(monkeypatch):
+    """Lloyd's loop runs over the cluster."""
+    chain.distribute(monkeypatch.setattr)
+
+
+@pytest.fixture
+def killed(processes, rows_file):
+    """Return a function that runs the chain in a process of its own, which is killed at a point."""
+
+    def run(pool, store, point):
+        command = [sys.executable, CHILD, processes.scheduler_address, rows_file, pool, store, point]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60)
+        assert done.returncode == -9, done.stderr
+
+    return run
+
+
