@@ -8,6 +8,8 @@ from daskcurate.arrays import Array, namespace_of, to_host
 
 OVERSAMPLING_ROUNDS = 5
 """Rounds of k-means||; the paper finds five enough."""
+BATCH_DISTANCES = 4 << 20
+"""Distances of one batch of k-means++ candidates to all rows: 16 MiB of float32."""
 
 
 def squared_distances(x: Array, squares: Array, centers: Array) -> Array:
@@ -19,11 +21,12 @@ def squared_distances(x: Array, squares: Array, centers: Array) -> Array:
     xp = namespace_of(x)
     lengths = (centers * centers).sum(axis=1)
     out = xp.matmul(centers, x.T)
-    out *= -2
-    out += squares[None, :]
-    out += lengths[:, None]
-    floor = 4e-7 * (squares[None, :] + lengths[:, None])
-    out[out < floor] = 0
+    floor = 4e-7 * squares
+    for row, length in zip(out, lengths, strict=True):  # row by row: the passes then stay in cache
+        row *= -2
+        row += squares
+        row += length
+        row *= row > floor + 4e-7 * length
     return out
 
 
@@ -53,19 +56,60 @@ def kmeans_plusplus(x: Array, k: int, rng: np.random.Generator, weights: Array |
     squares = (x * x).sum(axis=1)
     weight = xp.ones(m, dtype=np.float32) if weights is None else xp.asarray(weights, dtype=np.float64)
     trials = 2 + int(math.log(k))
+    candidates = _Candidates(x, squares, rng)
     seeds = np.empty(k, dtype=np.int64)
     seeds[0] = _draw(weight, 1, rng)[0]
     near = squared_distances(x, squares, x[seeds[:1]])[0]
     for i in range(1, k):
-        mass = weight * near
-        if not bool((mass > 0).any()):
+        mass = near if weights is None else weight * near
+        drawn = candidates.draw(mass, trials, batch=trials * max(1, i // 4))
+        if drawn is None:
             seeds[i:] = _fill(m, seeds[:i], k - i, rng)
             break
-        candidates = _draw(mass, trials, rng)
-        options = xp.minimum(squared_distances(x, squares, x[candidates]), near)
+        rows, distances = drawn
+        options = xp.minimum(distances, near)
         best = int((options @ weight).argmin())
-        seeds[i], near = candidates[best], options[best]
+        seeds[i], near = rows[best], options[best]
     return seeds
+
+
+class _Candidates:
+    """Rows drawn in proportion to a mass that only ever falls, many at a time.
+
+    One matrix product for a batch of candidates is several times faster than one for each seed's few. A
+    batch is drawn by the mass of its time; when a candidate is used, it is accepted with the ratio of its
+    mass now to its mass then, which makes it an exact draw by the mass of now (rejection sampling).
+    """
+
+    def __init__(self, x: Array, squares: Array, rng: np.random.Generator):
+        self.x, self.squares, self.rng = x, squares, rng
+        self.limit = max(16, BATCH_DISTANCES // max(1, x.shape[0]))
+        self.rows = np.empty(0, dtype=np.int64)
+        self.used = 0
+
+    def draw(self, mass: Array, count: int, batch: int) -> tuple[list[int], Array] | None:
+        """Return ``count`` rows and their squared distances (count, m) to all; None where no mass is left."""
+        rows: list[int] = []
+        distances: list[Array] = []
+        while len(rows) < count:
+            if self.used == len(self.rows):
+                if not bool((mass > 0).any()):
+                    return None
+                self._refill(mass, max(count, min(batch, self.limit)))
+            at = self.used
+            self.used += 1
+            row = int(self.rows[at])
+            if self.chance[at] * self.mass[at] < float(mass[row]):
+                rows.append(row)
+                distances.append(self.distances[at])
+        return rows, namespace_of(mass).stack(distances)
+
+    def _refill(self, mass: Array, size: int) -> None:
+        self.rows = _draw(mass, size, self.rng)
+        self.mass = to_host(mass[self.rows]).astype(np.float64)
+        self.chance = self.rng.random(size)
+        self.distances = squared_distances(self.x, self.squares, self.x[self.rows])
+        self.used = 0
 
 
 def _draw(mass: Array, count: int, rng: np.random.Generator) -> np.ndarray:
