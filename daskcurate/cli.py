@@ -33,6 +33,7 @@ app = typer.Typer(
 )
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
+WIDE = 400
 
 Scheduler = Annotated[str | None, typer.Option(help="Address of a running Dask scheduler.")]
 SchedulerFile = Annotated[Path | None, typer.Option(help="JSON file that a running scheduler wrote.")]
@@ -151,6 +152,11 @@ def _ingest_pool(config: RunConfig) -> Any:
     return daskcurate.ingest(arguments.pop("source"), arguments.pop("dest"), **arguments)
 
 
+def show(table: Table) -> None:
+    """Print a table; into a pipe or a file as wide as it is, with nothing cut off."""
+    (console if console.is_terminal else Console(highlight=False, width=WIDE)).print(table)
+
+
 def plan_table(found: Plan) -> Table:
     """Return a plan as a table."""
     table = Table(title="Plan", title_justify="left")
@@ -188,7 +194,7 @@ def plan(
     config: Config, overrides: Overrides = None, n_workers: Workers = None, memory_limit: Memory = None
 ) -> None:
     """Say what a run would take, and run nothing."""
-    console.print(plan_table(_planned(load_config(config, overrides or ()), n_workers, memory_limit)))
+    show(plan_table(_planned(load_config(config, overrides or ()), n_workers, memory_limit)))
 
 
 @app.command()
@@ -204,7 +210,7 @@ def run(
     """Run what a YAML file describes; finished stages of its store are kept."""
     loaded = load_config(config, overrides or ())
     if dry_run:
-        console.print(plan_table(_planned(loaded, n_workers, memory_limit)))
+        show(plan_table(_planned(loaded, n_workers, memory_limit)))
         return
     for item in loaded.exports:
         format_of(item.dest, item.format)
@@ -230,7 +236,7 @@ def status(store: Annotated[str, typer.Argument(help="The run store.")]) -> None
     """Show the stages of a run store: finished, or where they have got to."""
     table = Table(title=store, title_justify="left")
     for column in ("stage", "state", "rows out", "clusters", "seconds", "settings"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for name, found in RunStore(store).stages().items():
         saved = found.get("checkpoint") or {}
         done = "finished" if found.get("complete") else "unfinished"
@@ -241,7 +247,7 @@ def status(store: Annotated[str, typer.Argument(help="The run store.")]) -> None
         table.add_row(
             name, done, str(found.get("total", "")), str(found.get("n_clusters", "")), seconds, settings
         )
-    console.print(table)
+    show(table)
 
 
 @app.command()

@@ -29,6 +29,10 @@ SETTINGS = {
     "distributed.worker.memory.spill": 0.7,
     "distributed.worker.memory.pause": 0.8,
     "distributed.worker.memory.terminate": 0.95,
+    # Buffers of the peer-to-peer shuffle in each worker: rows that wait to be sent, and to be written to disk.
+    # Dask allows 1 GiB for the first, which alone is more than a small worker has.
+    "distributed.p2p.comm.buffer": "64 MiB",
+    "distributed.p2p.storage.buffer": "64 MiB",
 }
 
 WORKER_ENVIRONMENT = {

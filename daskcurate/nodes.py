@@ -318,8 +318,9 @@ class Selection(Stage):
                 if role == "tree":
                     for level, clustering in enumerate(node.chain(), 1):
                         found[f"cluster_level_{level}"] = (node, level, clustering)
-                elif role == "clustering":
-                    found.setdefault("cluster", (node, 1, node))
+                elif role == "clustering" and all(node.fingerprint != known.fingerprint for _, _, known in found.values()):
+                    flat = sum(name.startswith("cluster") and "level" not in name for name in found)
+                    found["cluster" if not flat else f"cluster_{flat + 1}"] = (node, 1, node)
         return found
 
     def columns(self) -> dict[str, da.Array]:

@@ -20,6 +20,8 @@ SMALL_REGROUP_BYTES = 256 << 20
 """Frames up to this size (less where workers are small) are regrouped in one task."""
 PART_BYTES = 64 << 20
 """Rows (as stored) that a dedup task holds of each of its two blocks; less where workers are small."""
+SHUFFLE_BYTES = 192 << 20
+"""Buffers of Dask's shuffle in a worker: what waits to be sent and to be written (64 MiB each), and its own."""
 RANK_ROWS = 4 << 20
 """Rows that one task ranks; less where workers are small."""
 RANK_ROW_BYTES = 160
@@ -219,7 +221,7 @@ def kmeans_plan(
         "step": block * (itemsize + 4) + 2 * centroids + k * d * 8 + (4 << 20),
         "combine": 9 * k * (d + 1) * 8,
         "seed": 3 * min(n * d * 4, max(whole_bytes, 4 * k * d * 4)) if config.init == "k-means++" else 0,
-        "split": 3 * min(n * d * 4, split_bytes) if config.n_splits > 1 else 0,
+        "split": 5 * min(n * d * 4, split_bytes) + SHUFFLE_BYTES if config.n_splits > 1 else 0,
     }
     worst = max(tasks_memory, key=lambda name: tasks_memory[name])
     advice = {
@@ -250,7 +252,8 @@ def dedup_plan(
     part_rows = max(tile, limits.part_bytes // (d * itemsize))
     parts = -(-n // part_rows)
     compare = 2 * min(n, part_rows) * d * (2 * itemsize + 4) + 3 * tile * tile * 4
-    regroup = 3 * min(n * (d * itemsize + 28), limits.small_regroup_bytes)
+    moved = n * (d * itemsize + 28)
+    regroup = 3 * moved if moved <= limits.small_regroup_bytes else 3 * chunk_rows * (d * itemsize + 28) + SHUFFLE_BYTES
     rank = min(n, limits.rank_rows) * RANK_ROW_BYTES
     return StagePlan(
         stage=title,

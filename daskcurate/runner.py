@@ -48,12 +48,17 @@ def run_tasks(tasks: Sequence[Any]) -> list[Any]:
     return client.gather(client.compute(list(tasks)))
 
 
+def given_client(client: Any) -> Client | None:
+    """Return the ``client`` that the user gave, if it is one; None where none was."""
+    if client is not None and not isinstance(client, Client):
+        raise TypeError(f"client={client!r} is not allowed: give a distributed.Client or None")
+    return client
+
+
 @contextlib.contextmanager
 def client_for(client: Client | None) -> Iterator[Client]:
     """Yield the client to use: the one given, the current one, DASK_SCHEDULER_ADDRESS's, or a local one's."""
-    if client is not None and not isinstance(client, Client):
-        raise TypeError(f"client={client!r} is not allowed: give a distributed.Client or None")
-    found = client or current_client()
+    found = given_client(client) or current_client()
     if found is not None:
         yield found
         return
@@ -252,7 +257,7 @@ def compute(*nodes: Any, store: Any, client: Client | None = None, progress: boo
                 stacklevel=2,
             )
     if missing:
-        with client_for(client) as used, Progress(missing, progress) as shown:
+        with client_for(client) as used, used.as_current(), Progress(missing, progress) as shown:
             plan_stages(missing, cluster_limits(used)).check()
             run_store.create()
             for stage in stages:
@@ -348,7 +353,7 @@ def plan(
         kept = RunStore(store)
         kept.check()
         stages = [stage for stage in stages if not kept.is_complete(stage.name)]
-    found = client or current_client()
+    found = given_client(client) or current_client()
     limits = cluster_limits(found) if found is not None else Limits.local()
     if n_workers is not None:
         limits = Limits(check_int("n_workers", n_workers, 1), n_workers, limits.worker_memory)

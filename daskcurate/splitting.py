@@ -93,16 +93,14 @@ def _row_frame(block: Block, found: Assigned, partition: np.ndarray, giant: np.n
 
 def _split_partition(frame: pd.DataFrame, config: KMeansConfig, dim: int) -> Parts:
     """Split every cluster of a partition; labels count the partition's parts."""
-    order = np.lexsort((frame["row"].to_numpy(), frame["label"].to_numpy()))
-    frame = frame.iloc[order]
-    rows, labels = from_cells(frame["cells"], dim, np.float32), frame["label"].to_numpy()
-    numbers = frame["row"].to_numpy()
-    bounds = (
-        np.flatnonzero(np.r_[True, labels[1:] != labels[:-1], True]) if len(labels) else np.zeros(1, np.int64)
-    )
+    rows, numbers = from_cells(frame["cells"], dim, np.float32), frame["row"].to_numpy()
+    order = np.lexsort((numbers, frame["label"].to_numpy()))
+    labels = frame["label"].to_numpy()[order]
+    bounds = np.flatnonzero(np.r_[True, labels[1:] != labels[:-1], True]) if len(labels) else np.zeros(1, np.int64)
     found, first = [], 0
     for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
-        piece = _split_cluster(rows[start:stop], numbers[start:stop], int(labels[start]), config)
+        members = order[start:stop]  # only one cluster's rows are copied at a time
+        piece = _split_cluster(rows[members], numbers[members], int(labels[start]), config)
         found.append(piece._replace(labels=piece.labels + first))
         first += len(piece.sizes)
     if not found:

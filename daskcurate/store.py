@@ -30,9 +30,9 @@ def as_url(path: str | Path) -> str:
     """Return ``path`` as a string that every worker resolves alike: absolute, or a URL as given."""
     if not isinstance(path, str | Path):
         raise TypeError(f"store={path!r} is not allowed: give a str, a Path or a URL")
-    text = str(path)
+    text = str(path).removeprefix("file://")
     if not text:
-        raise ValueError("store='' is not allowed: give a path or a URL")
+        raise ValueError(f"store={str(path)!r} is not allowed: give a path or a URL")
     return text.rstrip("/") if "://" in text else str(Path(text).expanduser().absolute())
 
 
@@ -108,11 +108,11 @@ class RunStore:
         """Raise StoreError if the path holds something else than a run store (or nothing)."""
         found = self._attributes()
         if found is None:
-            if _occupied(self.url):
-                raise StoreError(
-                    f"{self.url} exists and is not a run store: give a new path or a run store's"
-                )
-            return
+            if not _occupied(self.url):
+                return
+            found = self._attributes()  # another run may just have made it
+        if found is None:
+            raise StoreError(f"{self.url} exists and is not a run store: give a new path or a run store's")
         if found.get("format") != "run":
             raise StoreError(f"{self.url} is a {found.get('format', 'zarr group')!s}, not a run store")
         if found.get("version") != FORMAT_VERSION:
@@ -235,4 +235,5 @@ def _occupied(url: str) -> bool:
     fs, path = fsspec.core.url_to_fs(url)
     if not fs.exists(path):
         return False
-    return not fs.isdir(path) or bool(fs.ls(path))
+    # a half-written file is that of a run which is about to make the store, or was killed then
+    return not fs.isdir(path) or any(not name.endswith(".partial") for name in fs.ls(path, detail=False))

@@ -4,9 +4,10 @@ Source: Vo et al. 2024, "Automatic Data Curation for Self-Supervised Learning" (
 levels of 10 M, 500 k, 50 k and 10 k clusters. The first is made in two steps, 100 000 clusters of which
 each is split into 100; the others are resampled 10 times with 10, 5 and 3 rows of every cluster.
 
-This is a job for a large cluster: run it with ``--dry-run`` first, against the scheduler that it will use
-(operations, bytes, and the memory that each worker needs). Seeding is ``random``, because k-means++ picks
-its seeds one after another and would take longer than all else at these numbers of clusters.
+This is a job for a large cluster: run it with ``--dry-run`` first, against the scheduler that it will use.
+The second level, whose 500 000 centroids every worker holds, asks for the most memory. Seeding is
+``random``, because k-means++ picks its seeds one after another and would take longer than all else at
+these numbers of clusters.
 
 Change for your data: the numbers of clusters in proportion to the rows (``--scale`` does that), and
 ``target_size``, the rows that you can train on.

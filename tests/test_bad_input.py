@@ -314,6 +314,7 @@ CASES = [
     ("plan for little memory", lambda w: dc.plan(w.flat, memory_limit="1MiB"), dc.PlanError,
      "stage 'k-means 4' needs"),
     ("plan for nonsense", lambda w: dc.plan(w.flat, memory_limit="lots"), ValueError, "memory_limit='lots'"),
+    ("plan on an address", lambda w: dc.plan(w.flat, client="tcp://x:1"), TypeError, "client='tcp"),
     ("plan for 0 workers", lambda w: dc.plan(w.flat, n_workers=0), ValueError, "n_workers=0"),
     ("plan for a pool as store", lambda w: dc.plan(w.flat, store=w.pool), dc.StoreError, "not a run store"),
     # --- export

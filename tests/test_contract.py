@@ -12,7 +12,7 @@ from distributed import Client
 
 import daskcurate as dc
 
-N, DIM = 500, 12
+N, DIM = 320, 12
 
 
 def blobs(n: int = N, dim: int = DIM, seed: int = 0, copies: int = 0) -> np.ndarray:
@@ -58,7 +58,7 @@ def check_rows(array, dtype, n=N):
 
 
 def test_the_script_of_the_interface(client, tmp_path, monkeypatch):
-    x = blobs(copies=60)
+    x = blobs(copies=50)
     monkeypatch.chdir(tmp_path)
     np.save("embeddings.npy", x)
     pq.write_table(pa.table({"id": [f"row{i}" for i in range(N)]}), "ids.parquet")
@@ -109,10 +109,11 @@ def check_clustering(flat, x, inside, metric):
     assert np.array_equal(np.isnan(distances), ~inside)
     assert np.array_equal(flat.sizes, np.bincount(labels[inside], minlength=flat.n_clusters))
     wide, own = x[inside].astype(float), centroids.astype(float)[labels[inside]]
-    squares = ((wide - own) ** 2).sum(axis=1)
-    if metric == "cosine":
+    if metric == "cosine":  # on the sphere: rows and centroids of unit length
         own /= np.linalg.norm(own, axis=1, keepdims=True)
         wide /= np.linalg.norm(wide, axis=1, keepdims=True)
+    squares = ((wide - own) ** 2).sum(axis=1)
+    if metric == "cosine":
         np.testing.assert_allclose(distances[inside], 1 - (wide * own).sum(axis=1), atol=1e-6)
     else:
         np.testing.assert_allclose(distances[inside], np.sqrt(squares), rtol=1e-5, atol=1e-6)
@@ -142,7 +143,7 @@ def check_dedup(dedup):
     similarity, match = dedup.max_similarity.compute(), dedup.duplicate_of.compute()
     assert np.array_equal(match == -1, similarity == -1)
     assert np.array_equal(dedup.mask.compute(), similarity <= np.float32(1 - 0.05))
-    assert len(dedup) < N - 50
+    assert len(dedup) < N - 40
 
 
 def check_prune(prune, dedup):
@@ -173,7 +174,7 @@ def check_tree(tree, x, within):
 
 
 def test_a_second_run_submits_nothing(client, pool, tmp_path, counted):
-    emb = pool(blobs(copies=60))
+    emb = pool(blobs(copies=50))
     first = dc.compute(*chain(emb), store=tmp_path / "run.zarr")
     assert len(first) == 5
     counted.clear()
@@ -184,7 +185,7 @@ def test_a_second_run_submits_nothing(client, pool, tmp_path, counted):
 
 
 def test_a_second_store_has_the_same_bits(client, pool, tmp_path):
-    emb = pool(blobs(copies=60))
+    emb = pool(blobs(copies=50))
     one = dc.compute(*chain(emb), store=tmp_path / "one.zarr")
     two = dc.compute(*chain(emb), store=tmp_path / "two.zarr")
     assert np.array_equal(one[0].centroids, two[0].centroids)
@@ -195,7 +196,7 @@ def test_a_second_store_has_the_same_bits(client, pool, tmp_path):
 
 
 def test_another_eps_runs_dedup_and_what_follows(client, pool, tmp_path, counted):
-    emb, store = pool(blobs(copies=60)), tmp_path / "run.zarr"
+    emb, store = pool(blobs(copies=50)), tmp_path / "run.zarr"
     dc.compute(*chain(emb), store=store)
     before = {path: path.stat().st_mtime_ns for path in store.glob("kmeans-*/zarr.json")}
     flat, dedup, prune, tree, picks = chain(emb, eps=0.2)
@@ -214,7 +215,7 @@ def test_another_eps_runs_dedup_and_what_follows(client, pool, tmp_path, counted
 
 def test_results_stand_where_lazy_nodes_could(client, pool, tmp_path):
     """Also results of another store."""
-    emb = pool(blobs(copies=60))
+    emb = pool(blobs(copies=50))
     expected = dc.compute(chain(emb)[-1], store=tmp_path / "all.zarr").indices
     a, b = tmp_path / "a.zarr", tmp_path / "b.zarr"
     flat = dc.compute(dc.kmeans(emb, 10, metric="cosine"), store=a)
@@ -231,7 +232,7 @@ def test_results_stand_where_lazy_nodes_could(client, pool, tmp_path):
     assert dc.plan(flat, dedup, tree).stages == []
 
 
-def test_compute_on_a_given_client_and_threads_of_its_own(cluster, pool, tmp_path):
+def test_compute_on_a_given_client(cluster, pool, tmp_path):
     emb = pool(blobs())
     with Client(cluster, set_as_default=False) as mine:
         found = dc.compute(dc.kmeans(emb, 4), store=f"file://{tmp_path}/run.zarr", client=mine)
@@ -254,7 +255,7 @@ def test_one_node_one_object_several_a_tuple(client, pool, tmp_path):
 @pytest.mark.parametrize("init", ["k-means++", "k-means||", "random", "array"])
 def test_kmeans_is_a_fixed_point(client, pool, tmp_path, metric, init):
     x = blobs()
-    emb = pool(x, chunk_rows=77)
+    emb = pool(x, chunk_rows=90)
     given = x[:6] * 2 if init == "array" else init
     flat = dc.compute(dc.kmeans(emb, 6, metric=metric, init=given, n_iters=200), store=tmp_path / "r")
     check_clustering(flat, x, np.ones(N, bool), metric)
@@ -294,7 +295,7 @@ def test_a_shrunken_pool_warns(client, pool, tmp_path):
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
 def test_from_arrays(client, pool, tmp_path, metric):
     x = blobs()
-    emb, rng = pool(x, chunk_rows=77), np.random.default_rng(1)
+    emb, rng = pool(x, chunk_rows=90), np.random.default_rng(1)
     labels = rng.integers(-1, 7, N)  # cluster 7 of 8 is empty
     centroids = rng.standard_normal((8, DIM))
     given = dc.Clustering.from_arrays(emb, centroids, labels, metric=metric)
@@ -347,11 +348,11 @@ def test_a_tree_of_labels_without_a_pool(client, tmp_path):
 
 
 def test_from_mask_and_indices(client, pool, tmp_path):
-    emb = pool(blobs(), chunk_rows=77)
+    emb = pool(blobs(), chunk_rows=90)
     mask = np.random.default_rng(0).random(N) < 0.3
     found = dc.compute(dc.Selection.from_mask(mask, emb=emb), store=tmp_path / "r")
     assert np.array_equal(check_selection(found) > 0, mask)
-    rows = [499, 3, 3, 0, 3]
+    rows = [N - 1, 3, 3, 0, 3]
     for chosen in (
         dc.Selection.from_indices(rows, emb),
         dc.Selection.from_indices(np.array(rows, "u2"), emb),
@@ -372,12 +373,11 @@ def cut(capacities, target):
     return x, target - sum(min(x, c) for c in capacities)
 
 
-@pytest.mark.parametrize("target", [1, 7, 60, 333, 499, 500])
-@pytest.mark.parametrize("multiplier", [1, 3])
+@pytest.mark.parametrize(("target", "multiplier"), [(1, 1), (60, 1), (233, 1), (N, 1), (7, 3), (N - 1, 3)])
 def test_samples_follow_the_cut(client, pool, tmp_path, target, multiplier):
     rng = np.random.default_rng(target)
     labels, above = rng.geometric(0.3, N).clip(1, 12) - 1, rng.integers(0, 3, 12)
-    tree = dc.Hierarchy.from_labels([labels, above], pool(blobs(), chunk_rows=77))
+    tree = dc.Hierarchy.from_labels([labels, above], pool(blobs(), chunk_rows=90))
     target *= multiplier
     picks = dc.compute(dc.hierarchical_sample(tree, target, multiplier=multiplier), store=tmp_path / "r")
     counts = check_selection(picks)
@@ -412,8 +412,8 @@ def test_more_than_there_is_warns_with_the_number(client, pool, tmp_path):
 @pytest.mark.parametrize("strategy", ["closest", "furthest"])
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
 def test_strategies_by_brute_force(client, pool, tmp_path, strategy, metric):
-    x = blobs(copies=100)
-    emb = pool(x, chunk_rows=77)
+    x = blobs(copies=90)
+    emb = pool(x, chunk_rows=90)
     flat = dc.kmeans(emb, 9, metric=metric)
     flat, picks = dc.compute(flat, dc.hierarchical_sample(flat, 200, strategy=strategy), store=tmp_path / "r")
     labels, distance = flat.labels.compute(), flat.distances.compute().astype(float)
@@ -428,9 +428,9 @@ def test_strategies_by_brute_force(client, pool, tmp_path, strategy, metric):
 # --- semantic dedup
 
 
-def order_of(keep, cosines, members, scores):
+def order_of(keep, cosines, members, scores=None):
     """Return the members of a cluster in the order of ``keep``; ties by row number."""
-    keys = {"hard": -cosines, "easy": cosines, "score": -scores}[keep]
+    keys = -scores if keep == "score" else cosines if keep == "easy" else -cosines
     return members[np.argsort(keys[members], kind="stable")]
 
 
@@ -484,8 +484,7 @@ def cosines_to(x, centroids, labels):
     return (((rows - own) ** 2).sum(axis=1) / 2).astype(np.float32).astype(float)
 
 
-@pytest.mark.parametrize("chunk_rows", [160, 33, 7])
-@pytest.mark.parametrize("keep", ["hard", "easy", "score"])
+@pytest.mark.parametrize(("keep", "chunk_rows"), [("hard", 160), ("hard", 7), ("easy", 33), ("score", 33)])
 @pytest.mark.parametrize("rule", ["earlier", "greedy", "connected"])
 def test_dedup_by_brute_force(client, pool, tmp_path, rule, keep, chunk_rows):
     x, labels = dedup_pool()
@@ -538,9 +537,8 @@ def test_of_identical_rows_the_first_is_kept(client, pool, tmp_path):
     emb = pool(x, chunk_rows=4)
     flat = dc.kmeans(emb, 1, metric="cosine")
     nodes = [
-        dc.semantic_dedup(emb, flat, eps=0.01, keep=keep, rule=rule)
-        for keep in ("hard", "easy")
-        for rule in ("earlier", "greedy", "connected")
+        dc.semantic_dedup(emb, flat, eps=0.01, rule=rule, keep=keep)
+        for rule, keep in (("earlier", "hard"), ("greedy", "easy"), ("connected", "hard"))
     ]
     for found in dc.compute(*nodes, store=tmp_path / "r"):
         assert found.indices.tolist() == [0]
@@ -578,14 +576,14 @@ def test_at_is_a_run_at_that_eps(client, pool, tmp_path, rule):
     emb = pool(x, chunk_rows=33)
     flat = dc.Clustering.from_arrays(emb, np.random.default_rng(2).standard_normal((5, DIM)), labels)
     within = np.random.default_rng(4).random(160) < 0.9
-    grid = [0.0, 0.001, 0.02, 0.05, 0.2]
+    grid = [0.0, 0.02, 0.2]
     nodes = [dc.semantic_dedup(emb, flat, eps=eps, rule=rule, within=within) for eps in grid]
     found = dc.compute(*nodes, store=tmp_path / "r")
     for eps, one in zip(grid, found, strict=True):
         assert np.array_equal(found[-1].at(eps).mask.compute(), one.mask.compute())
         assert np.array_equal(found[-1].at(eps).indices, one.indices)
-        lazy = dc.compute(nodes[-1].at(np.float32(eps)), store=tmp_path / "r")
-        assert len(lazy) == len(one)
+    stored = dc.compute(nodes[-1].at(np.float64(0.02)), store=tmp_path / "r")
+    assert np.array_equal(stored.indices, found[1].indices)
     if rule == "earlier":
         assert np.array_equal(found[0].at(0.2).indices, found[-1].indices)
     assert len(found[0]) > len(found[-1])
@@ -632,10 +630,10 @@ def shares_of(flat, x, labels, sizes, density):
 @pytest.mark.parametrize("density", ["intra*inter", "size", "uniform"])
 @pytest.mark.parametrize("balance", [0.0, 0.7])
 def test_density_prune_by_bisection(client, pool, tmp_path, density, balance):
-    x = blobs(copies=60)
-    emb = pool(x, chunk_rows=77)
+    x = blobs(copies=50)
+    emb = pool(x, chunk_rows=90)
     lazy = dc.kmeans(emb, 12, metric="cosine")
-    targets = [1, 13, 101, 250, 333, 499, 500]
+    targets = [1, 101, N - 1]
     settings = {"density": density, "balance": balance}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # targets below one row a cluster
@@ -663,26 +661,26 @@ def test_density_prune_by_bisection(client, pool, tmp_path, density, balance):
 
 @pytest.mark.parametrize("keep", ["hard", "easy"])
 def test_density_prune_keeps_the_extremes(client, pool, tmp_path, keep):
-    x = blobs(copies=60)
-    emb = pool(x, chunk_rows=77)
+    x = blobs(copies=50)
+    emb = pool(x, chunk_rows=90)
     lazy = dc.kmeans(emb, 12)  # in L2: the order is by cosine all the same
     flat, prune = dc.compute(lazy, dc.density_prune(lazy, keep_fraction=0.3, keep=keep), store=tmp_path / "r")
     labels = flat.labels.compute()
     cosines = cosines_to(x, flat.centroids, labels)
     wanted = []
     for j, target in enumerate(prune.per_cluster):
-        wanted += list(order_of(keep, cosines, np.flatnonzero(labels == j), None)[:target])
+        wanted += list(order_of(keep, cosines, np.flatnonzero(labels == j))[:target])
     assert prune.indices.tolist() == sorted(wanted)
-    assert len(prune) == 150
+    assert len(prune) == 96
 
 
 @pytest.mark.parametrize("keep", ["hard", "easy"])
 @pytest.mark.parametrize("class_balance", [0.0, 0.6])
 def test_prototype_prune(client, pool, tmp_path, keep, class_balance):
-    x = blobs(copies=60)
-    emb = pool(x, chunk_rows=77)
+    x = blobs(copies=50)
+    emb = pool(x, chunk_rows=90)
     lazy = dc.kmeans(emb, 9, metric="cosine")
-    targets = [1, 99, 250, 499]
+    targets = [1, 151]
     flat, *found = dc.compute(
         lazy,
         *(dc.prototype_prune(lazy, target_size=t, keep=keep, class_balance=class_balance) for t in targets),
@@ -704,7 +702,7 @@ def test_prototype_prune(client, pool, tmp_path, keep, class_balance):
 
 
 def test_random_prune(client, pool, tmp_path):
-    emb = pool(blobs(), chunk_rows=77)
+    emb = pool(blobs(), chunk_rows=90)
     mask = np.arange(N) % 3 > 0
     one, two, three = dc.compute(
         dc.random_prune(emb, target_size=101),
@@ -715,7 +713,7 @@ def test_random_prune(client, pool, tmp_path):
     assert [check_selection(found).sum() for found in (one, two, three)] == [101, 101, (mask.sum() + 1) // 2]
     assert one.indices.tolist() != two.indices.tolist()
     assert not three.mask.compute()[~mask].any()
-    with pytest.warns(UserWarning, match="target_size=999 is more than the 500 rows"):
+    with pytest.warns(UserWarning, match="target_size=999 is more than the 320 rows"):
         assert len(dc.compute(dc.random_prune(emb, target_size=999), store=tmp_path / "r")) == N
 
 
@@ -723,7 +721,7 @@ def test_random_prune(client, pool, tmp_path):
 
 
 def test_combinations_are_those_of_numpy(client, pool, tmp_path):
-    emb, rng = pool(blobs(), chunk_rows=77), np.random.default_rng(0)
+    emb, rng = pool(blobs(), chunk_rows=90), np.random.default_rng(0)
     rows = [rng.integers(0, N, 300), rng.integers(0, N, 300)]
     a, b = (dc.Selection.from_indices(r, emb) for r in rows)
     x, y = (np.bincount(r, minlength=N) for r in rows)
@@ -741,7 +739,7 @@ def test_combinations_are_those_of_numpy(client, pool, tmp_path):
 
 
 def test_combined_stages_combine_lazily(client, pool, tmp_path):
-    emb = pool(blobs(copies=60))
+    emb = pool(blobs(copies=50))
     flat, dedup, prune, _, _ = chain(emb)
     half = dc.random_prune(emb, keep_fraction=0.5)
     both, d, p, h = dc.compute((dedup & half) | ~prune, dedup, prune, half, store=tmp_path / "r")
@@ -771,10 +769,10 @@ STAGES = {
 @pytest.mark.parametrize("stage", STAGES)
 def test_within_equals_a_pool_of_its_rows(client, pool, tmp_path, stage):
     """A stage within some rows does what it does with a pool that has no others."""
-    x = blobs(copies=60)
-    emb = pool(x, chunk_rows=77)
+    x = blobs(copies=50)
+    emb = pool(x, chunk_rows=90)
     inside = np.random.default_rng(1).random(N) < 0.6
-    inside[77:154] = False
+    inside[90:180] = False
     rng = np.random.default_rng(2)
     centroids, labels = rng.standard_normal((6, DIM)), rng.integers(0, 6, N)
     small = pool(x[inside], chunk_rows=50)
@@ -815,7 +813,7 @@ ORDERS = [
 
 @pytest.mark.parametrize("order", ORDERS, ids=" ".join)
 def test_any_order(client, pool, tmp_path, order):
-    emb = pool(blobs(copies=60), chunk_rows=77)
+    emb = pool(blobs(copies=50), chunk_rows=90)
     flat = dc.kmeans(emb, 8, metric="cosine")
     nodes, within = [], None
     for stage in order:
@@ -839,7 +837,7 @@ def test_any_order(client, pool, tmp_path, order):
 
 def test_levels_cluster_the_centroids_below(client, pool, tmp_path):
     x = blobs()
-    emb = pool(x, chunk_rows=77)
+    emb = pool(x, chunk_rows=90)
     tree = dc.compute(dc.hierarchical_kmeans(emb, [30, 10, 3], sample_sizes=None), store=tmp_path / "r")
     for below, level in zip(tree.levels, tree.levels[1:], strict=False):
         points, labels = below.centroids.astype(float), level.labels.compute()
@@ -853,7 +851,7 @@ def test_levels_cluster_the_centroids_below(client, pool, tmp_path):
 
 def test_split_levels(client, pool, tmp_path):
     x = blobs()
-    emb = pool(x, chunk_rows=77)
+    emb = pool(x, chunk_rows=90)
     tree = dc.compute(dc.hierarchical_kmeans(emb, [8, 5], n_splits=[4, 1]), store=tmp_path / "r")
     first = tree.levels[0]
     assert 8 < first.n_clusters <= 32

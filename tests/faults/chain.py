@@ -1,7 +1,8 @@
 """The chain of stages that the fault tests run, on a pool small enough for a second or two.
 
 Imported by the tests, and run by them as a script in a process that kills itself:
-``python chain.py SCHEDULER POOL STORE KILL``. KILL says when, for instance ``save:kmeans:3``.
+``python chain.py SCHEDULER ROWS POOL STORE PART KILL``. PART is ``start`` or ``whole``; KILL says when, for
+instance ``saved:kmeans:3``.
 """
 
 import os
@@ -38,10 +39,16 @@ def ingest(path, dest):
     return dc.ingest(path, dest, normalize=True, chunk_rows=CHUNK)
 
 
-def nodes(emb):
-    """Return the last stage of the whole chain; the others are its inputs."""
+def start(emb):
+    """Return the first stages of the chain: k-means and deduplication."""
     flat = dc.kmeans(emb, CLUSTERS, metric="cosine", n_iters=ITERATIONS, seed=1)
-    dedup = dc.semantic_dedup(emb, flat, eps=0.02)
+    return dc.semantic_dedup(emb, flat, eps=0.02)
+
+
+def whole(emb):
+    """Return the last stage of the whole chain; the others are its inputs."""
+    dedup = start(emb)
+    flat = dedup.inputs["clustering"]
     prune = dc.density_prune(flat, keep_fraction=0.8, n_neighbors=5, within=dedup)
     tree = dc.hierarchical_kmeans(
         emb, [30, 8], sample_sizes=[1, 3], n_resamples=1, n_splits=[2, 1], n_iters=4, within=prune, seed=2
@@ -71,10 +78,12 @@ def arrays(result):
     return found
 
 
-def same(found, wanted):
-    """Assert that two results are the same, bit for bit."""
-    assert found.keys() == wanted.keys()
-    for name, values in wanted.items():
+def same_as(result, wanted):
+    """Assert that all arrays of a result, and of the stages before it, are those wanted, bit for bit."""
+    found = arrays(result)
+    names = {stage.name for stage in stages(result)}
+    assert found.keys() == {key for key in wanted if key[0] in names}
+    for name, values in ((key, wanted[key]) for key in found):
         assert found[name].dtype == values.dtype, name
         assert found[name].tobytes() == values.tobytes(), name
 
@@ -99,71 +108,82 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _before(owner, name, condition):
+    """Kill this process when ``owner.name`` is called with arguments for which ``condition`` holds."""
+    original = getattr(owner, name)
+
+    def wrapped(*args, **kwargs):
+        if condition(*args, **kwargs):
+            die()
+        return original(*args, **kwargs)
+
+    setattr(owner, name, wrapped)
+
+
+def _first_done(client, futures, *_, **__):
+    """Wait until the first task is done; others wait or run."""
+    next(iter(as_completed(futures)))
+    return True
+
+
+def _at_save(kind, number, after):
+    original = runner.StageRun.save
+    saves = 0
+
+    def save(run, **checkpoint):
+        nonlocal saves
+        saves += run.stage.kind == kind
+        if after:
+            original(run, **checkpoint)
+        if saves == int(number):
+            die()
+        if not after:
+            original(run, **checkpoint)
+
+    runner.StageRun.save = save
+
+
+def _at_step(kind, wanted):
+    original = runner.StageRun.gather
+
+    def gather(run, tasks, step=""):
+        if run.stage.kind == kind and step == wanted:
+            _before(Client, "gather", _first_done)
+        return original(run, tasks, step)
+
+    runner.StageRun.gather = gather
+
+
+def _at_marker(kind):
+    def ends(store, name, **changes):
+        return name.startswith(kind) and changes.get("complete")
+
+    _before(runner.RunStore, "update", ends)
+
+
+POINTS = {
+    "rows": lambda *_: _before(Client, "gather", _first_done),
+    "pool": lambda *_: _before(pool_io, "commit", lambda *_: True),
+    "start": lambda kind, _: _before(runner.StageRun, "__init__", lambda run, stage, *_: stage.kind == kind),
+    "saving": lambda kind, number: _at_save(kind, number, after=False),
+    "saved": lambda kind, number: _at_save(kind, number, after=True),
+    "tasks": _at_step,
+    "marker": lambda kind, _: _at_marker(kind),
+}
+
+
 def kill_at(point):
     """Arrange that this process is killed at a point of the run.
 
-    ``rows``, ``pool``: when the tasks that write the pool run; when it is about to be put in its place.
-    ``start:KIND``, ``saving:KIND:N``, ``saved:KIND:N``, ``tasks:KIND:STEP``, ``marker:KIND``: when a stage
-    starts; before and after its N-th checkpoint; when the tasks of a step run; before it is committed.
+    ``rows``, ``pool``: while tasks write the pool; when it is about to be put in its place. ``start:KIND``,
+    ``saving:KIND:N``, ``saved:KIND:N``, ``tasks:KIND:STEP``, ``marker:KIND``: when a stage starts; before and
+    after its N-th checkpoint; while the tasks of a step run; before it is committed.
     """
     what, kind, detail = (point + "::").split(":")[:3]
-    saves = 0
-
-    def before(owner, name, condition):
-        original = getattr(owner, name)
-
-        def wrapped(*args, **kwargs):
-            if condition(*args, **kwargs):
-                die()
-            return original(*args, **kwargs)
-
-        setattr(owner, name, wrapped)
-
-    def counted(run, **_):
-        nonlocal saves
-        saves += run.stage.kind == kind
-        return saves == int(detail)
-
-    def running(client, futures, *_, **__):
-        # the first task is done, others are not: some wait, some run
-        next(iter(as_completed(futures)))
-        return True
-
-    if what == "rows":
-        before(Client, "gather", running)
-    elif what == "pool":
-        before(pool_io, "commit", lambda *_: True)
-    elif what == "start":
-        before(runner.StageRun, "__init__", lambda run, stage, *_: stage.kind == kind)
-    elif what == "saving":
-        before(runner.StageRun, "save", counted)
-    elif what == "saved":
-        original = runner.StageRun.save
-
-        def save(run, **checkpoint):
-            original(run, **checkpoint)
-            if counted(run):
-                die()
-
-        runner.StageRun.save = save
-    elif what == "tasks":
-        original_gather = runner.StageRun.gather
-
-        def gather(run, tasks, step=""):
-            if run.stage.kind == kind and step == detail:
-                before(Client, "gather", running)
-            return original_gather(run, tasks, step)
-
-        runner.StageRun.gather = gather
-    elif what == "marker":
-        before(
-            runner.RunStore, "update", lambda store, name, **changes: name.startswith(kind) and changes.get("complete")
-        )
-    else:
-        raise ValueError(point)
+    POINTS[what](kind, detail)
 
 
-def main(scheduler, path, dest, store, point):
+def main(scheduler, path, dest, store, part, point):
     """Run everything, up to the point at which this process is killed."""
     dask.config.set({"daskcurate.progress": False})
     warnings.simplefilter("ignore")
@@ -175,7 +195,7 @@ def main(scheduler, path, dest, store, point):
         else:
             kill_at(point)
             emb = ingest(path, dest)
-        dc.compute(nodes(emb), store=store)
+        dc.compute(globals()[part](emb), store=store)
 
 
 if __name__ == "__main__":

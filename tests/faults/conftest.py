@@ -7,6 +7,7 @@ from collections import Counter, defaultdict, deque
 from pathlib import Path
 
 import chain
+import dask
 import pytest
 from distributed import Client, LocalCluster
 from distributed.diagnostics.plugin import SchedulerPlugin
@@ -32,7 +33,7 @@ class Tally(SchedulerPlugin):
 
     @property
     def counts(self):
-        """Return the number of finished tasks as {kind of stage, with the number of its clusters: {name: number}}."""
+        """Return the number of finished tasks as {stage: {name of the task: number}}."""
         found = defaultdict(Counter)
         for key in self.keys:
             name, token = re.match(r"(.*?)-([0-9a-f]{12})-|", key).groups()
@@ -60,14 +61,20 @@ def tally(processes, monkeypatch):
 @pytest.fixture(scope="module")
 def processes():
     """A cluster of two worker processes, each under a nanny."""
-    with LocalCluster(
-        n_workers=2,
-        threads_per_worker=1,
-        processes=True,
-        dashboard_address=":0",
-        memory_limit="1GiB",
-        silence_logs="CRITICAL",
-    ) as made:
+    # Dask closes a worker's place for good when, this long after a loss, no worker is in it: even if that is
+    # because another one was just lost there. Here workers are lost every few seconds.
+    forever = {"distributed.deploy.lost-worker-timeout": "1 hour"}
+    with (
+        dask.config.set(forever),
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=":0",
+            memory_limit="1GiB",
+            silence_logs="CRITICAL",
+        ) as made,
+    ):
         yield made
 
 
@@ -91,12 +98,31 @@ def emb(rows_file):
 
 
 @pytest.fixture(scope="session")
-def reference(cluster, emb, tmp_path_factory):
-    """The result of an uninterrupted run, and its arrays."""
+def finished(cluster, emb, tmp_path_factory):
+    """The result of an uninterrupted run; not to be changed."""
     with pytest.MonkeyPatch.context() as patch, Client(cluster):
         chain.distribute(patch.setattr)
-        result = dc.compute(chain.nodes(emb), store=tmp_path_factory.mktemp("reference") / "run.zarr")
-    return chain.arrays(result)
+        return dc.compute(chain.whole(emb), store=tmp_path_factory.mktemp("reference") / "run.zarr")
+
+
+@pytest.fixture(scope="session")
+def reference(finished):
+    """The arrays of an uninterrupted run."""
+    return chain.arrays(finished)
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """The names of the stages that are run, as they start."""
+    names = []
+    original = runner.StageRun.__init__
+
+    def init(run, stage, *args):
+        original(run, stage, *args)
+        names.append(stage.name)
+
+    monkeypatch.setattr(runner.StageRun, "__init__", init)
+    return names
 
 
 @pytest.fixture
@@ -109,11 +135,9 @@ def distributed_lloyd(monkeypatch):
 def killed(processes, rows_file):
     """Return a function that runs the chain in a process of its own, which is killed at a point."""
 
-    def run(pool, store, point):
-        command = [sys.executable, CHILD, processes.scheduler_address, rows_file, pool, store, point]
+    def run(pool, store, part, point):
+        command = [sys.executable, CHILD, processes.scheduler_address, rows_file, pool, store, part, point]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60)
         assert done.returncode == -9, done.stderr
 
     return run
-
-

@@ -20,23 +20,20 @@ def complete(store):
     return {name: found for name, found in groups(store).items() if found["complete"]}
 
 
-def iterations(counts, name):
-    return counts.get(name, {}).get("kmeans-step", 0) / chain.BLOCKS
-
-
-# where it is killed, the stages finished by then, the Lloyd iterations of the first stage still to do
+SLOW = pytest.mark.slow
 POINTS = [
-    ("start:kmeans", 0, chain.ITERATIONS),
+    # where it is killed, the stages finished by then, the Lloyd iterations of the first stage still to do
+    pytest.param("start:kmeans", 0, chain.ITERATIONS, marks=SLOW),
     ("tasks:kmeans:iteration", 0, chain.ITERATIONS),
     ("saving:kmeans:3", 0, chain.ITERATIONS - 2),
     ("saved:kmeans:3", 0, chain.ITERATIONS - 3),
-    (f"saved:kmeans:{chain.ITERATIONS + 1}", 0, 0),
+    pytest.param(f"saved:kmeans:{chain.ITERATIONS + 1}", 0, 0, marks=SLOW),
     ("tasks:kmeans:write labels", 0, 0),
-    ("marker:kmeans", 0, 0),
-    ("start:semantic_dedup", 1, 0),
+    pytest.param("marker:kmeans", 0, 0, marks=SLOW),
+    pytest.param("start:semantic_dedup", 1, 0, marks=SLOW),
     ("tasks:semantic_dedup:write", 1, 0),
-    ("marker:semantic_dedup", 1, 0),
-    ("tasks:hierarchical_sample:write", 5, 0),
+    pytest.param("marker:semantic_dedup", 1, 0, marks=SLOW),
+    pytest.param("tasks:hierarchical_sample:write", 5, 0, marks=SLOW),
     ("marker:hierarchical_sample", 5, 0),
 ]
 
@@ -46,37 +43,38 @@ def test_run_goes_on_where_the_client_was_killed(
     point, finished, left, emb, killed, tally, processes, reference, tmp_path
 ):
     store = tmp_path / "run.zarr"
-    killed(emb.path, store, point)
+    part = chain.whole if "sample" in point else chain.start
+    killed(emb.path, store, part.__name__, point)
     before = complete(store)
     assert len(before) == finished
 
     with Client(processes):
-        result = dc.compute(chain.nodes(emb), store=store)
+        result = dc.compute(part(emb), store=store)
 
-    chain.same(chain.arrays(result), reference)
+    chain.same_as(result, reference)
     names = [stage.name for stage in chain.stages(result)]
     counts = tally.counts
     assert sorted(counts) == sorted(set(names) - set(before))  # no task of a finished stage ran
     assert {name: found for name, found in groups(store).items() if name in before} == before
-    assert iterations(counts, names[0]) == left
+    assert counts.get(names[0], {}).get("kmeans-step", 0) == left * chain.BLOCKS
     assert not list(store.rglob("checkpoint"))
     assert not list(store.rglob("*.partial"))
 
 
 def test_finished_run_runs_nothing(emb, tally, remote, reference, tmp_path):
     store = tmp_path / "run.zarr"
-    dc.compute(chain.nodes(emb), store=store)
+    dc.compute(chain.whole(emb), store=store)
     assert tally.counts
     tally.keys.clear()
-    again = dc.compute(chain.nodes(emb), store=store)
+    again = dc.compute(chain.whole(emb), store=store)
     assert not tally.keys
-    chain.same(chain.arrays(again), reference)
+    chain.same_as(again, reference)
 
 
 @pytest.mark.parametrize("point", ["rows", "pool"])
 def test_ingest_starts_clean_where_the_client_was_killed(point, emb, killed, remote, rows_file, tmp_path):
     pool = tmp_path / "pool.zarr"
-    killed(pool, tmp_path / "run.zarr", point)
+    killed(pool, tmp_path / "run.zarr", "start", point)
     assert not pool.exists()
     with pytest.raises(FileNotFoundError):
         dc.open_embeddings(pool)
@@ -85,10 +83,16 @@ def test_ingest_starts_clean_where_the_client_was_killed(point, emb, killed, rem
     assert [path.name for path in tmp_path.iterdir()] == ["pool.zarr"]
 
 
-@pytest.mark.slow
+@SLOW
 def test_client_killed_again_and_again(emb, killed, processes, reference, tmp_path):
     store = tmp_path / "run.zarr"
-    for point, *_ in POINTS:
-        killed(emb.path, store, point.replace(f"saved:kmeans:{chain.ITERATIONS + 1}", "saved:kmeans:2"))
+    for point in (
+        "saved:kmeans:2",
+        "saved:kmeans:2",
+        "marker:kmeans",
+        "tasks:semantic_dedup:write",
+        "marker:hier",
+    ):
+        killed(emb.path, store, "whole", point)
     with Client(processes):
-        chain.same(chain.arrays(dc.compute(chain.nodes(emb), store=store)), reference)
+        chain.same_as(dc.compute(chain.whole(emb), store=store), reference)

@@ -197,14 +197,9 @@ def test_a_config_is_its_recipe(name, emb):
 
 
 SMALL = {
-    "quickstart": ["flat.n_clusters=30", "tree.n_clusters=[150, 30]", "picks.target_size=600"],
-    "vo_small": ["tree.n_clusters=[150, 30]", "picks.target_size=600"],
-    "full_chain": [
-        "cells.n_clusters=12",
-        "concepts.n_clusters=1",
-        "tree.n_clusters=[60, 6, 1]",
-        "picks.target_size=600",
-    ],
+    "quickstart": ["flat.n_clusters=30", "tree.n_clusters=[150, 30]"],
+    "vo_small": ["tree.n_clusters=[150, 30]"],
+    "full_chain": ["cells.n_clusters=12", "concepts.n_clusters=1", "tree.n_clusters=[60, 6, 1]"],
 }
 
 
@@ -213,6 +208,7 @@ def test_a_config_runs(name, client, emb, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("warnings.showwarning", None)  # the command sets its own: put back at the end
     settings = [f"--set=embeddings={emb.path}", *(f"--set=stages.{item}" for item in SMALL[name])]
+    settings += ["--set=stages.picks.target_size=600", "--set=stages.tree.n_resamples=2"]
     settings.append(f"--scheduler={client.scheduler.address}")
     with pytest.raises(SystemExit) as stop:
         cli.main(["run", str(FOLDER / f"{name}.yaml"), *settings])

@@ -1,0 +1,62 @@
+"""A worker process killed in the middle of a task: the run goes on by itself and ends with the same result."""
+
+import chain
+import pytest
+from distributed import wait
+from lost_worker import LostWorker
+
+import daskcurate as dc
+
+pytestmark = pytest.mark.usefixtures("distributed_lloyd")
+
+
+@pytest.fixture
+def lose(remote, tmp_path):
+    """Return a function that has a worker die when it starts its n-th task of a kind."""
+
+    def arrange(text, number):
+        remote.register_plugin(LostWorker(text, number, tmp_path / "lost"))
+
+    yield arrange
+    remote.unregister_worker_plugin(LostWorker.name)
+    assert (tmp_path / "lost").exists()  # a worker did die
+    remote.wait_for_workers(2, timeout=20)  # and was started again
+    wait(remote.submit(abs, 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("kmeans-step", 5),
+        ("kmeans-update", 2),
+        pytest.param("load-rows", 2, marks=pytest.mark.slow),
+        pytest.param("kmeans-assign", 2, marks=pytest.mark.slow),
+        pytest.param("write-labels", 2, marks=pytest.mark.slow),
+        pytest.param("dedup-compare", 2, marks=pytest.mark.slow),
+        ("write-matches", 2),
+    ],
+)
+def test_worker_lost(text, number, lose, emb, reference, tmp_path):
+    lose(text, number)
+    chain.same_as(dc.compute(chain.start(emb), store=tmp_path / "run.zarr"), reference)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("shuffle-transfer", 3),
+        ("p2pshuffle", 5),
+        pytest.param("shuffle-barrier", 1, marks=pytest.mark.slow),
+        pytest.param("shuffle-barrier", 2, marks=pytest.mark.slow),
+        pytest.param("p2pshuffle", 1, marks=pytest.mark.slow),
+        pytest.param("p2pshuffle", 9, marks=pytest.mark.slow),
+        pytest.param("dedup-compare", 2, marks=pytest.mark.slow),
+        pytest.param("write-matches", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_worker_lost_during_a_shuffle(text, number, lose, emb, reference, tmp_path, monkeypatch):
+    store = tmp_path / "run.zarr"
+    dc.compute(chain.start(emb).inputs["clustering"], store=store)
+    chain.shuffle(monkeypatch.setattr)
+    lose(text, number)
+    chain.same_as(dc.compute(chain.start(emb), store=store), reference)

@@ -1,0 +1,201 @@
+"""The command line, as a user calls it: demo, ingest, plan, run, status and export."""
+
+import json
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+import daskcurate as dc
+from daskcurate import cli
+
+N, DIM = 300, 8
+
+
+@pytest.fixture
+def scheduler_file(cluster, tmp_path):
+    """The file that a scheduler started with --scheduler-file writes."""
+    path = tmp_path / "scheduler.json"
+    path.write_text(json.dumps({"type": "Scheduler", "address": cluster.scheduler_address}))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The folder in which the commands run: embeddings, ids, and a run's configuration."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((N, DIM)).astype(np.float32)
+    x[-40:] = x[:40]
+    np.save("rows.npy", x)
+    np.savetxt("ids.txt", [f"image-{i}" for i in range(N)], fmt="%s")
+    config = {
+        "embeddings": "pool.zarr",
+        "store": "run.zarr",
+        "stages": {
+            "flat": {"kmeans": {"n_clusters": 4, "metric": "cosine", "n_iters": 5}},
+            "dedup": {"semantic_dedup": {"clustering": "flat", "eps": 0.01}},
+            "picks": {"hierarchical_sample": {"tree": "flat", "target_size": 50, "within": "dedup"}},
+        },
+        "exports": {"picks.npy": "picks", "picks.parquet": "picks", "kept.txt": "dedup"},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    config["embeddings"] = {"source": "rows.npy", "dest": "pool.zarr", "ids": "ids.txt", "normalize": True}
+    (tmp_path / "whole.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    return tmp_path
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    """Return a function that runs a command and returns its exit code, output and errors."""
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main() replaces it
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as raised:
+            cli.main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=raised.value.code or 0, out=out, err=err)
+
+    return run
+
+
+def ingest(call, *options):
+    return call("ingest", "rows.npy", "pool.zarr", "--ids", "ids.txt", "--normalize", *options)
+
+
+def test_help_lists_the_commands(call):
+    found = call("--help")
+    assert found.code == 0
+    for name in ("demo", "ingest", "plan", "run", "status", "export"):
+        assert name in found.out
+
+
+def test_ingest(folder, call):
+    found = ingest(call)
+    assert found.code == 0
+    assert "300 rows x 8 float32, unit length, with ids" in found.out
+    assert list(dc.open_embeddings("pool.zarr").ids[:2].compute()) == ["image-0", "image-1"]
+    assert ingest(call).code == 2
+    assert ingest(call, "--overwrite", "--dtype", "float16").code == 0
+    assert dc.open_embeddings("pool.zarr").dtype == np.float16
+
+
+def test_plan_and_dry_run(folder, call):
+    ingest(call)
+    for command in (("plan", "run.yaml"), ("run", "run.yaml", "--dry-run")):
+        found = call(*command, "--n-workers", "2", "--memory-limit", "1GiB", "--set", "stages.dedup.eps=0.2")
+        assert found.code == 0
+        for text in ("k-means 4", "dedup eps 0.2", "sample 50", "peak memory"):
+            assert text in found.out
+        assert not (folder / "run.zarr").exists()
+    assert call("plan", "run.yaml", "--memory-limit", "200MiB").code == 3
+
+
+def test_a_run_its_status_and_its_exports(folder, call, scheduler_file, cluster):
+    ingest(call)
+    on_cluster = ("--scheduler-file", scheduler_file)
+    found = call("run", "run.yaml", *on_cluster)
+    assert (found.code, found.err) == (0, "")
+    assert "picks: 50 rows" in found.out
+    assert "Wrote picks.npy" in found.out
+    picks = np.load("picks.npy")
+    assert len(picks) == 50
+    table = pq.read_table("picks.parquet").to_pandas()
+    assert np.array_equal(np.flatnonzero(table["keep"]), picks)
+    kept = (folder / "kept.txt").read_text().split()
+    assert len(kept) == N - 40
+    assert kept[0].startswith("image-")
+
+    found = call("status", "run.zarr")
+    assert found.code == 0
+    assert found.out.count("finished") == 3
+    for text in ("kmeans-", "semantic_dedup-", "hierarchical_sample-", "260", "eps=0.01"):
+        assert text in found.out
+
+    before = {path.name: path.stat().st_mtime_ns for path in (folder / "run.zarr").iterdir()}
+    again = call("run", "run.yaml", *on_cluster)
+    assert again.code == 0
+    assert {path.name: path.stat().st_mtime_ns for path in (folder / "run.zarr").iterdir()} == before
+    assert np.array_equal(np.load("picks.npy"), picks)
+
+    found = call("run", "run.yaml", "--set", "stages.picks.target_size=7", *on_cluster)
+    assert "picks: 7 rows" in found.out
+    assert len(list((folder / "run.zarr").glob("*-*"))) == len(
+        before
+    )  # one more stage; the store's own file is no stage
+
+    found = call("export", "run.yaml", "dedup", "removed.txt", "--format", "removed-ids")
+    assert found.code == 0
+    assert len((folder / "removed.txt").read_text().split()) == 40
+    assert call("export", "run.yaml", "dedup", "removed.txt").code == 2
+    assert call("export", "run.yaml", "dedup", "removed.txt", "--overwrite").code == 0
+    assert call("export", "run.yaml", "flat", "flat.parquet").code == 0
+    assert len(pq.read_table("flat.parquet")) == N
+
+
+def test_a_run_that_ingests(folder, call, cluster):
+    found = call("run", "whole.yaml", "--scheduler", cluster.scheduler_address)
+    assert (found.code, found.err) == (0, "")
+    assert len(np.load("picks.npy")) == 50
+    assert dc.open_embeddings("pool.zarr").normalized
+
+
+def test_warnings_are_shown(folder, call, scheduler_file):
+    ingest(call)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.showwarning = cli._show_warning
+        found = call(
+            "run", "run.yaml", "--scheduler-file", scheduler_file, "--set", "stages.picks.target_size=290"
+        )
+    assert found.code == 0
+    assert "daskcurate: warning: target_size=290 is more than the 260 rows" in found.err
+
+
+def test_a_stage_that_fails_is_exit_code_1_or_2(folder, call, scheduler_file):
+    ingest(call)
+    (folder / "pool.zarr" / "embeddings" / "c" / "0" / "0").unlink()
+    found = call("run", "run.yaml", "--scheduler-file", scheduler_file)
+    assert found.code in (1, 2)
+    assert found.err.startswith("daskcurate: ")
+    assert "Traceback" not in found.err
+
+
+def test_the_demo(folder, call, scheduler_file):
+    found = call("demo", "--rows", "1500", "--output", "out", "--scheduler-file", scheduler_file)
+    assert found.code == 0
+    for text in (
+        "Dashboard:",
+        "Stages",
+        "Summary",
+        "planted duplicates found",
+        "class balance after",
+        "picks.npy",
+    ):
+        assert text in found.out
+    pool, picks = dc.open_embeddings("out/pool.zarr"), np.load("out/picks.npy")
+    assert len(pool) == 1500
+    assert len(picks) == 187
+    table = pq.read_table("out/picks.parquet").to_pandas()
+    assert np.array_equal(np.flatnonzero(table["keep"]), picks)
+    assert table["id"][0].startswith("digit-")
+    assert call("status", "out/run.zarr").out.count("finished") == 6
+
+
+def test_the_demo_of_own_embeddings(folder, call, scheduler_file):
+    found = call("demo", "rows.npy", "--eps", "0.01", "--output", "out", "--scheduler-file", scheduler_file)
+    assert found.code == 0
+    assert "duplicates dropped" in found.out
+    assert len(np.load("out/picks.npy")) == N // 8
+
+
+def test_a_local_cluster_is_started(folder, call):
+    """Worker processes of its own: what a run does without a scheduler."""
+    ingest(call)
+    found = call("run", "run.yaml", "--n-workers", "1", "--memory-limit", "1GiB")
+    assert found.code == 0
+    assert "Dashboard: http://127.0.0.1" in found.out
+    assert len(np.load("picks.npy")) == 50
