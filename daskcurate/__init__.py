@@ -11,11 +11,12 @@ from daskcurate.hierarchy import Hierarchy, hierarchical_kmeans
 from daskcurate.io.export import export
 from daskcurate.io.ingest import ingest
 from daskcurate.kmeans import Clustering, kmeans
-from daskcurate.nodes import NotComputedError, Selection
+from daskcurate.nodes import NotComputedError
 from daskcurate.planning import Plan, PlanError
 from daskcurate.pruning import density_prune, prototype_prune, random_prune
 from daskcurate.runner import compute, plan
 from daskcurate.sampling import hierarchical_sample
+from daskcurate.selection import Selection
 from daskcurate.store import StoreError
 
 __version__ = "0.1.0"

@@ -14,11 +14,12 @@ from daskcurate.kernels.similarity import TILE, is_duplicate
 from daskcurate.kmeans import Clustering
 from daskcurate.matching import MATCHES, match_clusters
 from daskcurate.members import Members, SortKey, cluster_sizes, load_labels, member_ranks, write_scores
-from daskcurate.nodes import GivenArray, Selection, ThresholdSelection, checked_embeddings, selection_or_none
+from daskcurate.nodes import GivenArray, checked_embeddings
 from daskcurate.planning import Limits, StagePlan, dedup_plan
 from daskcurate.pruning import rows_clustering
 from daskcurate.reading import blocks_of
 from daskcurate.regroup import regroup
+from daskcurate.selection import Selection, ThresholdSelection, selection_or_none
 from daskcurate.store import write_block
 
 if TYPE_CHECKING:
@@ -75,9 +76,9 @@ class SemanticDedup(Selection):
             Under the rule ``greedy``, whose result at one eps does not follow from that at another, and
             under ``connected`` for an eps above the one that was run.
         """
-        check_number("eps", eps, 0, 2)
-        self._check_lookup(float(eps))
-        return ThresholdSelection.of(self, eps=eps)
+        eps = check_number("eps", eps, 0, 2)
+        self._check_lookup(eps)
+        return ThresholdSelection.of(self, float(np.float32(1 - eps)))
 
     def at_fraction(self, keep: float) -> Selection:
         """Return the rows that the largest eps keeps which leaves at least the fraction ``keep``.
@@ -92,7 +93,7 @@ class SemanticDedup(Selection):
             )
         limit = float(found[int(np.ceil(keep * len(found) - 1e-9)) - 1])
         self._check_lookup(1 - limit)
-        return ThresholdSelection.of(self, limit=limit)
+        return ThresholdSelection.of(self, limit)
 
     def _check_lookup(self, eps: float) -> None:
         rule, run_eps = self.config.rule, self.config.eps

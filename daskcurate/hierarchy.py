@@ -13,8 +13,10 @@ import dask.array as da
 import numpy as np
 
 from daskcurate.config import INITS, KMeansConfig, check_choice, check_int
-from daskcurate.kmeans import Clustering, GivenClustering
-from daskcurate.nodes import Selection, checked_embeddings, selection_or_none
+from daskcurate.given import GivenClustering
+from daskcurate.kmeans import Clustering
+from daskcurate.nodes import checked_embeddings
+from daskcurate.selection import Selection, selection_or_none
 
 if TYPE_CHECKING:
     from daskcurate.embeddings import Embeddings

@@ -18,7 +18,7 @@ from daskcurate.store import open_array, read_block, write_block
 
 if TYPE_CHECKING:
     from daskcurate.kmeans import Clustering
-    from daskcurate.nodes import Selection
+    from daskcurate.selection import Selection
 
 
 @dataclass(frozen=True)

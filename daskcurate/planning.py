@@ -14,7 +14,7 @@ from typing import Any
 import dask.utils
 import psutil
 
-PROCESS_BYTES = 220 << 20
+PROCESS_BYTES = 260 << 20
 """Python, Dask and the libraries of a worker process before it holds any data."""
 SMALL_REGROUP_BYTES = 256 << 20
 """Frames up to this size (less where workers are small) are regrouped in one task."""
@@ -253,7 +253,9 @@ def dedup_plan(
     parts = -(-n // part_rows)
     compare = 2 * min(n, part_rows) * d * (2 * itemsize + 4) + 3 * tile * tile * 4
     moved = n * (d * itemsize + 28)
-    regroup = 3 * moved if moved <= limits.small_regroup_bytes else 3 * chunk_rows * (d * itemsize + 28) + SHUFFLE_BYTES
+    regroup = 3 * moved
+    if moved > limits.small_regroup_bytes:
+        regroup = 3 * chunk_rows * (d * itemsize + 28) + SHUFFLE_BYTES
     rank = min(n, limits.rank_rows) * RANK_ROW_BYTES
     return StagePlan(
         stage=title,

@@ -8,11 +8,12 @@ import numpy as np
 
 from daskcurate.config import DensityPruneConfig, PrototypePruneConfig, RandomPruneConfig
 from daskcurate.extremes import float_bits, smallest
+from daskcurate.given import GivenClustering
 from daskcurate.hierarchy import Hierarchy
 from daskcurate.kernels.allocation import bounded_allocation, softmax_shares
 from daskcurate.kernels.centroids import mean_nearest_cosine
 from daskcurate.kernels.draws import derive_seed, row_hash
-from daskcurate.kmeans import Clustering, GivenClustering
+from daskcurate.kmeans import Clustering
 from daskcurate.members import (
     Members,
     SortKey,
@@ -24,8 +25,9 @@ from daskcurate.members import (
     read_small,
     write_counts,
 )
-from daskcurate.nodes import Selection, checked_embeddings, selection_or_none
+from daskcurate.nodes import checked_embeddings
 from daskcurate.rows import RowSource, block_numbers
+from daskcurate.selection import Selection, selection_or_none
 from daskcurate.store import write_block
 
 if TYPE_CHECKING:

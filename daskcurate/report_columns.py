@@ -7,7 +7,7 @@ import numpy as np
 
 from daskcurate.hierarchy import Hierarchy
 from daskcurate.kmeans import Clustering
-from daskcurate.nodes import CombinedSelection, Selection, ThresholdSelection
+from daskcurate.selection import CombinedSelection, Selection, ThresholdSelection
 
 KEPT = "kept"
 

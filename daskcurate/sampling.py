@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from daskcurate.config import SampleConfig
+from daskcurate.given import GivenClustering
 from daskcurate.hierarchy import Hierarchy
 from daskcurate.kernels.allocation import copies, hierarchical_targets
 from daskcurate.kernels.draws import derive_seed
-from daskcurate.kmeans import Clustering, GivenClustering
+from daskcurate.kmeans import Clustering
 from daskcurate.members import (
     Members,
     SortKey,
@@ -21,7 +22,7 @@ from daskcurate.members import (
     write_counts,
     write_small,
 )
-from daskcurate.nodes import Selection, selection_or_none
+from daskcurate.selection import Selection, selection_or_none
 from daskcurate.store import write_block
 
 

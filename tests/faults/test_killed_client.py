@@ -38,15 +38,15 @@ POINTS = [
 ]
 
 
-@pytest.mark.parametrize(("point", "finished", "left"), POINTS)
+@pytest.mark.parametrize(("point", "n_done", "left"), POINTS)
 def test_run_goes_on_where_the_client_was_killed(
-    point, finished, left, emb, killed, tally, processes, reference, tmp_path
+    point, n_done, left, emb, killed, tally, processes, reference, tmp_path
 ):
     store = tmp_path / "run.zarr"
     part = chain.whole if "sample" in point else chain.start
     killed(emb.path, store, part.__name__, point)
     before = complete(store)
-    assert len(before) == finished
+    assert len(before) == n_done
 
     with Client(processes):
         result = dc.compute(part(emb), store=store)
