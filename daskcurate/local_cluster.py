@@ -194,6 +194,9 @@ def start_local_cluster(config: LocalClusterConfig) -> "LocalCluster":
     from distributed import LocalCluster
 
     _quieten_shuffles()
+    # A worker that dies twice within this time (15 s by default) loses its place for good, and a cluster
+    # without workers waits forever. Read when a worker is lost, so it is set for the whole process.
+    dask.config.set({"distributed.deploy.lost-worker-timeout": "365 days"})
     environment = {f"distributed.nanny.pre-spawn-environ.{key}": v for key, v in WORKER_ENVIRONMENT.items()}
     # The nannies keep a copy of both for the workers that they start later in place of lost ones.
     preload = {"distributed.worker.preload": [*dask.config.get("distributed.worker.preload"), __name__]}

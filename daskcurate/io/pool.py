@@ -86,7 +86,7 @@ def recover(dest: str) -> None:
             remove(dest + REPLACED)
         else:
             move_store(dest + REPLACED, dest)
-    remove(dest + PARTIAL)
+    discard(dest + PARTIAL)
 
 
 def create(plan: PoolPlan, with_ids: bool) -> None:
