@@ -39,7 +39,9 @@ def kl_rows(folder: Path, seeds: int) -> dict[str, list[tuple[float, float]]]:
             started = time.perf_counter()
             tree = dc.hierarchical_kmeans(emb, seed=seed, **settings)
             # a store for each run: its time is to hold every level
-            result = dc.compute(tree, store=folder / f"run-{seed}-{len(settings)}-{name}.zarr", progress=False)
+            result = dc.compute(
+                tree, store=folder / f"run-{seed}-{len(settings)}-{name}.zarr", progress=False
+            )
             seconds = time.perf_counter() - started
             found[name].append((kl_to_uniform(result.levels[-1].centroids), seconds))
             print(f"seed {seed}, {name}: KL {found[name][-1][0]:.4f}, {seconds:.1f} s", flush=True)
@@ -55,7 +57,9 @@ def ring_counts(folder: Path, seeds: int) -> np.ndarray:
         started = time.perf_counter()
         tree = dc.hierarchical_kmeans(emb, [1000, 300], sample_sizes=[15, 2], n_resamples=10, seed=seed)
         picks = dc.compute(
-            dc.hierarchical_sample(tree, 1000, seed=seed), store=folder / f"rings-run-{seed}.zarr", progress=False
+            dc.hierarchical_sample(tree, 1000, seed=seed),
+            store=folder / f"rings-run-{seed}.zarr",
+            progress=False,
         )
         counts.append(np.bincount(ring[picks.indices], minlength=5))
         print(f"rings, seed {seed}: {counts[-1]}, {time.perf_counter() - started:.1f} s", flush=True)
@@ -72,7 +76,8 @@ def main() -> None:
         found, counts = kl_rows(folder, seeds), ring_counts(folder, seeds)
     rng = np.random.default_rng(0)
     bound = [kl_to_uniform(rng.uniform(-3, 3, (300, 2))) for _ in range(20)]
-    print(f"\n| run | mean KL of {seeds} seeds | lowest to highest | published | seconds, median |\n|---|---|---|---|---|")
+    print(f"\n| run | mean KL of {seeds} seeds | lowest to highest | published | seconds, median |")
+    print("|---|---|---|---|---|")
     published = {"the data itself": 0.942, **{name: value for name, (_, value) in RUNS.items()}}
     for run, values in found.items():
         kl, seconds = (np.array(column) for column in zip(*values, strict=True))
@@ -80,7 +85,9 @@ def main() -> None:
             f"| {run} | {kl.mean():.4f} | {kl.min():.4f} to {kl.max():.4f} | {published[run]:.3f} "
             f"| {np.median(seconds):.1f} |"
         )
-    print(f"| 300 uniform points | {np.mean(bound):.4f} | {min(bound):.4f} to {max(bound):.4f} | 0.040 +- 0.007 | |")
+    print(
+        f"| 300 uniform points | {np.mean(bound):.4f} | {min(bound):.4f} to {max(bound):.4f} | 0.040 +- 0.007 | |"
+    )
     print("\n| ring | rows | picked, mean | lowest to highest | published |\n|---|---|---|---|---|")
     for i, (size, value) in enumerate(RINGS):
         column = counts[:, i]

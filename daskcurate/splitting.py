@@ -96,7 +96,9 @@ def _split_partition(frame: pd.DataFrame, config: KMeansConfig, dim: int) -> Par
     rows, numbers = from_cells(frame["cells"], dim, np.float32), frame["row"].to_numpy()
     order = np.lexsort((numbers, frame["label"].to_numpy()))
     labels = frame["label"].to_numpy()[order]
-    bounds = np.flatnonzero(np.r_[True, labels[1:] != labels[:-1], True]) if len(labels) else np.zeros(1, np.int64)
+    bounds = (
+        np.flatnonzero(np.r_[True, labels[1:] != labels[:-1], True]) if len(labels) else np.zeros(1, np.int64)
+    )
     found, first = [], 0
     for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
         members = order[start:stop]  # only one cluster's rows are copied at a time

@@ -8,6 +8,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 import daskcurate as dc
+from daskcurate.runner import current_client
 
 SHARED = "../shared/data/summaries.npy"
 
@@ -17,6 +18,14 @@ def quiet():
     """No progress lines in the tests' output."""
     with dask.config.set({"daskcurate.progress": False}):
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_scheduler_left_behind():
+    """Forget the scheduler of clients that a test closed in another order than it opened them."""
+    yield
+    if current_client() is None:
+        dask.config.config.pop("scheduler", None)
 
 
 @pytest.fixture(scope="session")
