@@ -53,7 +53,7 @@ def pipeline(pool: DemoPool) -> dict[str, Any]:
     dedup = daskcurate.semantic_dedup(pool.emb, flat, eps=pool.eps)
     prune = daskcurate.density_prune(flat, keep_fraction=0.7, within=dedup)
     tree = daskcurate.hierarchical_kmeans(
-        pool.emb, n_clusters=[fine, coarse], sample_sizes=[10, 3], n_resamples=5, n_iters=25, within=prune
+        pool.emb, n_clusters=[fine, coarse], sample_sizes=[10, 3], n_resamples=10, n_iters=25, within=prune
     )
     picks = daskcurate.hierarchical_sample(tree, target_size=max(1, n // 8))
     return {"flat": flat, "dedup": dedup, "prune": prune, "tree": tree, "picks": picks}

@@ -139,6 +139,15 @@ class Embeddings:
             inline_array=True,
         )
 
+    def check_unchanged(self) -> None:
+        """Raise ValueError if the pool at ``path`` is no longer the one that was opened."""
+        found = open_embeddings(self.path).fingerprint
+        if found != self.fingerprint:
+            raise ValueError(
+                f"the pool {self.path} was replaced after it was opened (fingerprint {self.fingerprint[:8]} then, "
+                f"{found[:8]} now): open it again with daskcurate.open_embeddings"
+            )
+
     def __dask_tokenize__(self) -> tuple[str, str, str]:
         return ("daskcurate.Embeddings", self.path, self.fingerprint)
 

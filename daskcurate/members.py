@@ -36,9 +36,12 @@ class Members:
     source: RowSource | None
 
     @classmethod
-    def of(cls, clustering: Clustering, within: Selection | None) -> Members:
-        """Return the members of ``clustering`` that ``within`` leaves; both must be computed."""
-        emb = clustering.emb
+    def of(cls, clustering: Clustering, within: Selection | None, *, rows: bool = True) -> Members:
+        """Return the members of ``clustering`` that ``within`` leaves, with or without their embeddings.
+
+        Both must be computed.
+        """
+        emb = clustering.emb if rows else None
         return cls(
             labels_url=clustering.url("labels"),
             distances_url=clustering.url("distances"),

@@ -31,7 +31,11 @@ class RowSource:
 
     @classmethod
     def of_embeddings(cls, emb: "Embeddings", within: Any = None) -> "RowSource":
-        """Return the rows of a pool, or those that a computed selection holds."""
+        """Return the rows of a pool, or those that a computed selection holds.
+
+        Raises ValueError if the pool was replaced since: its rows would be stored under another's fingerprint.
+        """
+        emb.check_unchanged()
         return cls(
             url=f"{emb.path}/embeddings",
             n_rows=len(emb),

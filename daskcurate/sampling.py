@@ -51,7 +51,7 @@ class HierarchicalSample(Selection):
         """Share the target out down the tree, then pick in every level-1 cluster."""
         config = self.config
         levels = self.inputs["tree"].chain()
-        members = Members.of(levels[0], self.within)
+        members = Members.of(levels[0], self.within, rows=False)
         run.note(0.1, "count rows")
         sizes = cluster_sizes(run, members)
         parents = [level.label_reader()() for level in levels[1:]]
