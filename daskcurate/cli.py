@@ -17,6 +17,7 @@ from rich.table import Table
 
 import daskcurate
 from daskcurate.config import check_int, check_number
+from daskcurate.digits import DEMO_ROWS
 from daskcurate.io.export import format_of
 from daskcurate.io.resolve import Options, open_source
 from daskcurate.local_cluster import LocalClusterConfig, start_local_cluster
@@ -90,7 +91,7 @@ def demo(
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo-output"),
     eps: Annotated[float, typer.Option(help="Dedup threshold for your own embeddings.")] = 0.05,
-    rows: Annotated[int, typer.Option(help="Rows of the digits pool.")] = 24_000,
+    rows: Annotated[int, typer.Option(help="Rows of the digits pool.")] = DEMO_ROWS,
     seed: Annotated[int, typer.Option(help="Seed of the digits pool.")] = 0,
     fresh: Annotated[bool, typer.Option(help="Start over instead of keeping finished stages.")] = False,
     scheduler: Scheduler = None,
@@ -167,7 +168,13 @@ def plan_table(found: Plan) -> Table:
     return table
 
 
-def _planned(config: RunConfig, n_workers: int | None, memory_limit: str | None) -> Plan:
+def _planned(
+    config: RunConfig, scheduler: str | None, scheduler_file: Path | None, n_workers: int | None,
+    memory_limit: str | None,
+) -> Plan:  # fmt: skip
+    """Return the plan for the scheduler's workers, or for the local cluster that would be started."""
+    import dask
+
     spec = config.embeddings
     if spec.ingest is not None:
         try:
@@ -179,11 +186,14 @@ def _planned(config: RunConfig, n_workers: int | None, memory_limit: str | None)
     else:
         emb = daskcurate.open_embeddings(spec.path)
     nodes = config.build(emb)
+    store = config.store if RunStore(config.store).exists() else None
+    if scheduler or scheduler_file or dask.config.get("scheduler-address", None):
+        with a_client(scheduler, scheduler_file, n_workers, memory_limit) as client:
+            return daskcurate.plan(*nodes.values(), client=client, store=store)
     settings = dict(config.cluster.as_dict()) if config.cluster is not None else {}
     settings |= {"n_workers": n_workers} if n_workers is not None else {}
     settings |= {"memory_limit": memory_limit} if memory_limit is not None else {}
     local = LocalClusterConfig(**settings)
-    store = config.store if RunStore(config.store).exists() else None
     return daskcurate.plan(
         *nodes.values(), memory_limit=local.memory(), n_workers=local.workers(), store=store
     )
@@ -191,10 +201,16 @@ def _planned(config: RunConfig, n_workers: int | None, memory_limit: str | None)
 
 @app.command()
 def plan(
-    config: Config, overrides: Overrides = None, n_workers: Workers = None, memory_limit: Memory = None
+    config: Config,
+    overrides: Overrides = None,
+    scheduler: Scheduler = None,
+    scheduler_file: SchedulerFile = None,
+    n_workers: Workers = None,
+    memory_limit: Memory = None,
 ) -> None:
     """Say what a run would take, and run nothing."""
-    show(plan_table(_planned(load_config(config, overrides or ()), n_workers, memory_limit)))
+    loaded = load_config(config, overrides or ())
+    show(plan_table(_planned(loaded, scheduler, scheduler_file, n_workers, memory_limit)))
 
 
 @app.command()
@@ -210,7 +226,7 @@ def run(
     """Run what a YAML file describes; finished stages of its store are kept."""
     loaded = load_config(config, overrides or ())
     if dry_run:
-        show(plan_table(_planned(loaded, n_workers, memory_limit)))
+        show(plan_table(_planned(loaded, scheduler, scheduler_file, n_workers, memory_limit)))
         return
     for item in loaded.exports:
         format_of(item.dest, item.format)

@@ -15,8 +15,6 @@ from daskcurate.digits import DEMO_EPS, make_digits
 from daskcurate.embeddings import Embeddings
 from daskcurate.io.ingest import ingest
 
-DEMO_ROWS = 24_000
-
 
 @dataclass
 class DemoPool:

@@ -17,6 +17,7 @@ SIDE = 8
 PAD = 4
 GREY = 51
 """Pixel value that the embedding takes as zero: a fifth of white, so that cosines spread out."""
+DEMO_ROWS = 24_000
 DEMO_EPS = 0.02
 """Separates planted duplicates (99.7 % have cosine similarity above 1 - eps) from all other pairs.
 
@@ -71,7 +72,7 @@ def embed(images: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def make_digits(n_rows: int = 24_000, seed: int = 0, duplicate_fraction: float = 0.15) -> DigitsPool:
+def make_digits(n_rows: int = DEMO_ROWS, seed: int = 0, duplicate_fraction: float = 0.15) -> DigitsPool:
     """Return a long-tailed pool of digit images with planted near-duplicates, in random order.
 
     Parameters

@@ -60,12 +60,17 @@ class PoolRows:
     def _read_chunk(self, chunk: int, low: int, high: int) -> np.ndarray:
         name = os.path.join(self.path, ROWS, "c", str(chunk), "0")
         width = self.shape[1]
-        items = np.fromfile(
-            name,
-            dtype=self.dtype.newbyteorder("<"),
-            count=(high - low) * width,
-            offset=low * width * self.dtype.itemsize,
-        )
+        try:
+            items = np.fromfile(
+                name,
+                dtype=self.dtype.newbyteorder("<"),
+                count=(high - low) * width,
+                offset=low * width * self.dtype.itemsize,
+            )
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{name} is missing: the pool {self.path} is damaged; ingest it again"
+            ) from error
         if items.size != (high - low) * width:
             raise ValueError(f"{name} is cut short: the pool {self.path} is damaged; ingest it again")
         return items.astype(self.dtype, copy=False).reshape(-1, width)
@@ -114,10 +119,15 @@ class Embeddings:
         return self.shape[0] * self.shape[1] * self.dtype.itemsize
 
     @property
+    def rows(self) -> PoolRows:
+        """The rows, to be sliced where they are needed."""
+        return PoolRows(self.path, self.shape, self.dtype, self.chunk_rows)
+
+    @property
     def array(self) -> da.Array:
         """The rows: a Dask array (n, dim), a Dask chunk for each stored one."""
         return da.from_array(
-            PoolRows(self.path, self.shape, self.dtype, self.chunk_rows),
+            self.rows,
             chunks=(self.chunk_rows, self.dim),
             name=f"embeddings-{self.fingerprint}",
             meta=np.empty((0, 0), self.dtype),

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from dask.delayed import Delayed
 
-from daskcurate.rows import tree
+from daskcurate.rows import add, tree
 
 _HALF = 16
 
@@ -57,7 +57,7 @@ def _histogram(run: Any, keys: Sequence[Delayed], prefix: int | None, key: str) 
     parts = [
         run.task(_count, item, prefix, name="select-count", key=f"{key}-{i}") for i, item in enumerate(keys)
     ]
-    return run.gather([tree(run, _add, parts, name="select-add", key=key)], "select")[0]
+    return run.gather([tree(run, add, parts, name="select-add", key=key)], "select")[0]
 
 
 def _count(item: tuple[np.ndarray, np.ndarray], prefix: int | None) -> np.ndarray:
@@ -66,10 +66,6 @@ def _count(item: tuple[np.ndarray, np.ndarray], prefix: int | None) -> np.ndarra
         return np.bincount(bits >> np.uint32(_HALF), minlength=1 << _HALF)
     bits = bits[bits >> np.uint32(_HALF) == prefix]
     return np.bincount(bits & np.uint32((1 << _HALF) - 1), minlength=1 << _HALF)
-
-
-def _add(parts: list[np.ndarray]) -> np.ndarray:
-    return np.sum(parts, axis=0)
 
 
 def _none(item: tuple[np.ndarray, np.ndarray]) -> np.ndarray:

@@ -94,6 +94,8 @@ class GivenClustering(Clustering):
     @property
     def labels(self) -> da.Array:
         """(n,) int32 dask array; -1 outside."""
+        if self.store is not None:
+            return super().labels
         return da.from_array(self.inputs["labels"].values, chunks=max(1, min(self.chunk_rows, self.n_rows)))
 
     @property
@@ -140,18 +142,19 @@ class GivenClustering(Clustering):
     def plan(self, limits: Limits) -> StagePlan:
         """Return what writing the given clustering takes."""
         emb = self.emb
-        row = emb.dim * 8 if emb is not None else 8
         return selection_plan(
             self.title,
             n=self.n_rows,
             k=self.n_clusters,
-            row_bytes=row,
+            row_bytes=4 if emb is None else 8,  # labels, and distances where there are rows
             chunk_rows=self.chunk_rows,
             limits=limits,
         )
 
     def label_reader(self) -> LabelReader:
-        """Return a small, picklable reader of all labels."""
+        """Return a picklable reader of all labels: small once they are stored."""
+        if self.store is not None:
+            return super().label_reader()
         return LabelReader(None, self.inputs["labels"].values)
 
     def source(self) -> RowSource:

@@ -17,7 +17,6 @@ from daskcurate.members import Members, load_labels, read_small, write_small
 from daskcurate.planning import Limits
 from daskcurate.regroup import contiguous_partitions, from_cells, regroup, to_cells
 from daskcurate.rows import tree
-from daskcurate.store import read_block
 
 ROWS = pd.DataFrame(
     {"partition": np.empty(0, "i8"), "label": np.empty(0, "i4"), "rank": np.empty(0, "i8"), "row": np.empty(0, "i8"),
@@ -113,7 +112,7 @@ def _row_frame(
     first, giant = (read_small(url) for url in urls)
     partition = first[label] + np.where(giant[label], rank // limit, 0)
     assert members.source is not None
-    rows = read_block(members.source.url, start, stop)[at]
+    rows = members.source.read(start, stop)[at]
     return pd.DataFrame(
         {
             "partition": partition.astype(np.int64),
@@ -197,7 +196,11 @@ def _match_giant(
         if rule == "greedy"
         else _giant_earlier(run, blocks, limit, key)
     )
-    numbers = run.task(_numbers, blocks, name="dedup-numbers", key=key)
+    # block by block first: a task that took the blocks for their numbers would hold the whole cluster
+    pieces = [
+        run.task(_numbers, block, name="dedup-numbers", key=f"{key}-{b}") for b, block in enumerate(blocks)
+    ]
+    numbers = run.task(np.concatenate, pieces, name="dedup-numbers", key=key)
     if rule == "connected":
         floor = float(np.float32(1 - eps))
         parts = []
@@ -329,8 +332,8 @@ def _linked_part(nearest: EarlierMatch, linked: EarlierMatch, start: int) -> Ear
     )
 
 
-def _numbers(blocks: list[RankedBlock]) -> np.ndarray:
-    return np.concatenate([block.numbers for block in blocks])
+def _numbers(block: RankedBlock) -> np.ndarray:
+    return block.numbers
 
 
 def _giant_frame(

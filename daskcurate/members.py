@@ -13,8 +13,8 @@ from dask.delayed import Delayed
 from daskcurate.kernels.draws import row_uniform
 from daskcurate.kernels.lloyd import own_distances
 from daskcurate.regroup import Labelled, rank_in_cluster
-from daskcurate.rows import RowSource, tree
-from daskcurate.store import open_array, read_block, write_block
+from daskcurate.rows import RowSource, add, tree
+from daskcurate.store import open_array, read_block, write_block, write_scratch
 
 if TYPE_CHECKING:
     from daskcurate.kmeans import Clustering
@@ -87,7 +87,7 @@ def load_cosines(members: Members, start: int, stop: int) -> np.ndarray:
         return load_distances(members, start, stop)
     assert members.source is not None
     labels = load_labels(members, start, stop)
-    rows = read_block(members.source.url, start, stop)
+    rows = members.source.read(start, stop)
     centroids = read_block(members.centroids_url, 0, 2**62)
     return own_distances(rows, centroids, labels, "cosine").astype(np.float32).astype(np.float64)
 
@@ -138,23 +138,22 @@ def _cosine_sums(members: Members, start: int, stop: int) -> np.ndarray:
     )
 
 
-def _add(parts: list[np.ndarray]) -> np.ndarray:
-    return np.sum(parts, axis=0)
+def cluster_sizes(run: Any, members: Members, key: str = "within") -> np.ndarray:
+    """Return the rows of each cluster within the selection, (k,) int64.
 
-
-def cluster_sizes(run: Any, members: Members) -> np.ndarray:
-    """Return the rows of each cluster within the selection, (k,) int64."""
-    return _reduced(run, members, _sizes, "cluster-sizes")
+    A stage that asks twice, with other masks, gives each a ``key``: tasks of one key are one result to Dask.
+    """
+    return _reduced(run, members, _sizes, "cluster-sizes", key)
 
 
 def cluster_cosines(run: Any, members: Members) -> np.ndarray:
     """Return the sum of the members' cos distances to their centroid, (k,) float64."""
-    return _reduced(run, members, _cosine_sums, "cluster-cosines")
+    return _reduced(run, members, _cosine_sums, "cluster-cosines", "within")
 
 
-def _reduced(run: Any, members: Members, function: Any, name: str) -> np.ndarray:
-    parts = [run.task(function, members, *r, name=name, key=r[0]) for r in members.ranges]
-    return run.gather([tree(run, _add, parts, name=f"{name}-add", key=name)], name.replace("-", " "))[0]
+def _reduced(run: Any, members: Members, function: Any, name: str, key: str) -> np.ndarray:
+    parts = [run.task(function, members, *r, name=name, key=f"{key}-{r[0]}") for r in members.ranges]
+    return run.gather([tree(run, add, parts, name=f"{name}-add", key=key)], name.replace("-", " "))[0]
 
 
 def _labelled(members: Members, key: SortKey, start: int, stop: int) -> Labelled:
@@ -181,8 +180,6 @@ def write_scores(run: Any, members: Members, values: np.ndarray) -> str:
 
 def write_small(run: Any, name: str, values: np.ndarray) -> str:
     """Write a per-cluster array that tasks need to a scratch array; return its URL."""
-    from daskcurate.store import write_scratch
-
     url = run.scratch(name)
     write_scratch(url, values)
     return url

@@ -6,13 +6,13 @@ worker's, with as many tasks at once as it has threads.
 
 import dataclasses
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import dask.utils
-import psutil
+
+from daskcurate.local_cluster import LocalClusterConfig
 
 PROCESS_BYTES = 260 << 20
 """Python, Dask and the libraries of a worker process before it holds any data."""
@@ -45,8 +45,8 @@ class Limits:
     @classmethod
     def local(cls) -> "Limits":
         """Return the limits of the local cluster that a run without a client starts."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return cls(cores, cores, int(psutil.virtual_memory().total * 0.8) // cores)
+        config = LocalClusterConfig()
+        return cls(config.workers(), config.workers(), config.memory())
 
     def with_memory(self, memory_limit: Any) -> "Limits":
         """Return the limits with another memory per worker: bytes, or text such as ``"4GiB"``."""
@@ -178,6 +178,15 @@ def plan_stages(stages: Sequence[Any], limits: Limits) -> Plan:
     return Plan([stage.plan(limits) for stage in stages], limits)
 
 
+def seed_memory(init: str, n: int, d: int, k: int, whole_bytes: int, block: int) -> int:
+    """Return the bytes of the largest seeding task, for k seeds of n rows of width d in blocks of ``block`` items."""
+    if init == "k-means++":
+        return 3 * min(n * d * 4, max(whole_bytes, 4 * k * d * 4))
+    if init == "k-means||":  # five rounds of 2k candidates, made ready (float64) to score a block with
+        return 4 * block + 7 * min(n, 10 * k) * d * 4
+    return k * d * 8  # drawn in parts, then put together
+
+
 def tree_tasks(parts: int) -> int:
     """Return the tasks that combine ``parts`` in groups of 8."""
     total = 0
@@ -220,14 +229,14 @@ def kmeans_plan(
     tasks_memory = {
         "step": block * (itemsize + 4) + 2 * centroids + k * d * 8 + (4 << 20),
         "combine": 9 * k * (d + 1) * 8,
-        "seed": 3 * min(n * d * 4, max(whole_bytes, 4 * k * d * 4)) if config.init == "k-means++" else 0,
+        "seed": seed_memory(config.init, n, d, k, whole_bytes, block),
         "split": 5 * min(n * d * 4, split_bytes) + SHUFFLE_BYTES if config.n_splits > 1 else 0,
     }
     worst = max(tasks_memory, key=lambda name: tasks_memory[name])
     advice = {
         "step": "lower n_clusters, or give the workers more memory or fewer threads each",
         "combine": "lower n_clusters, or give the workers more memory or fewer threads each",
-        "seed": "use init='k-means||' or init='random', or give the workers more memory",
+        "seed": "use init='random', or give the workers more memory",
         "split": "give the workers more memory or fewer threads each",
     }[worst]
     made = k * config.n_splits

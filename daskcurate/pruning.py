@@ -23,7 +23,9 @@ from daskcurate.members import (
     load_labels,
     member_ranks,
     read_small,
+    restricted,
     write_counts,
+    write_small,
 )
 from daskcurate.nodes import checked_embeddings
 from daskcurate.rows import RowSource, block_numbers
@@ -129,8 +131,9 @@ def _shares(config: DensityPruneConfig, sizes: np.ndarray, complexity: np.ndarra
 def _inter(run: Any, members: Members, sizes: np.ndarray, n_neighbors: int) -> np.ndarray:
     """Return each cluster's mean cos distance to its nearest others, (k,); NaN for empty ones."""
     alive = np.flatnonzero(sizes > 0)
+    urls = members.centroids_url, write_small(run, "alive", alive)
     parts = [
-        run.task(_inter_tile, members.centroids_url, alive, i, n_neighbors, name="inter-cluster", key=i)
+        run.task(_inter_tile, urls, i, n_neighbors, name="inter-cluster", key=i)
         for i in range(0, len(alive), INTER_TILE)
     ]
     inter = np.full(members.n_clusters, np.nan)
@@ -139,8 +142,10 @@ def _inter(run: Any, members: Members, sizes: np.ndarray, n_neighbors: int) -> n
     return inter
 
 
-def _inter_tile(url: str, alive: np.ndarray, start: int, n_neighbors: int) -> np.ndarray:
-    centroids = read_small(url)[alive]
+def _inter_tile(urls: tuple[str, str], start: int, n_neighbors: int) -> np.ndarray:
+    centroids, alive = (read_small(url) for url in urls)
+    if len(alive) < len(centroids):
+        centroids = centroids[alive]
     return mean_nearest_cosine(centroids, start, min(start + INTER_TILE, len(alive)), n_neighbors)
 
 
@@ -256,16 +261,10 @@ class PrototypePrune(Selection):
             "select",
         )
         total = write_counts(run, members, counts, "uint8")
-        kept = cluster_sizes(run, _masked(members, run.store.stage_url(self.name, "counts")))
+        kept = cluster_sizes(run, restricted(members, run.store.stage_url(self.name, "counts")), "kept")
         write_block(run.declare("per_cluster", kept.shape, len(kept)), 0, kept)
         write_block(run.declare("cluster_sizes", sizes.shape, len(sizes)), 0, sizes)
         return {"total": total, "rows_in": int(sizes.sum())}
-
-
-def _masked(members: Members, url: str) -> Members:
-    from daskcurate.members import restricted
-
-    return restricted(members, url)
 
 
 def _extreme_keys(

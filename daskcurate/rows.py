@@ -15,7 +15,7 @@ from daskcurate.kernels.lloyd import unit_rows
 from daskcurate.store import read_block
 
 if TYPE_CHECKING:
-    from daskcurate.embeddings import Embeddings
+    from daskcurate.embeddings import Embeddings, PoolRows
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class RowSource:
     itemsize: int
     chunk_rows: int
     mask_url: str | None = None
+    pool: "PoolRows | None" = None
+    """Reader of a pool's rows: of a local pool it reads files, and a missing one is an error, not zeros."""
 
     @classmethod
     def of_embeddings(cls, emb: "Embeddings", within: Any = None) -> "RowSource":
@@ -43,7 +45,12 @@ class RowSource:
             itemsize=emb.dtype.itemsize,
             chunk_rows=emb.chunk_rows,
             mask_url=None if within is None else within.url("counts"),
+            pool=emb.rows,
         )
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Return rows [start, stop), masked or not, in the dtype that they are stored in."""
+        return read_block(self.url, start, stop) if self.pool is None else self.pool.read(start, stop)
 
     @property
     def ranges(self) -> list[tuple[int, int]]:
@@ -73,7 +80,7 @@ def load_raw(source: RowSource, start: int, stop: int) -> Block:
     numbers = block_numbers(source, start, stop)
     if not len(numbers):
         return Block(numbers, np.empty((0, source.dim), dtype=np.float32))
-    rows = read_block(source.url, start, stop)
+    rows = source.read(start, stop)
     if len(numbers) != len(rows):
         rows = rows[numbers - start]
     return Block(numbers, rows)
@@ -138,6 +145,11 @@ def keep_if_small(run: Any, blocks: RowBlocks) -> RowBlocks:
     if limit is not None and blocks.nbytes > limit // 2:
         return blocks
     return RowBlocks(run.persist(blocks.blocks, "read rows"), blocks.counts, blocks.dim)
+
+
+def add(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the sum of arrays of one shape, in the order given: what a :func:`tree` of sums combines with."""
+    return np.sum(parts, axis=0)
 
 
 def tree(

@@ -8,7 +8,7 @@ from daskcurate.config import KMeansConfig
 from daskcurate.kernels import seeding
 from daskcurate.kernels.draws import derive_seed, row_uniform
 from daskcurate.kernels.lloyd import nearest, unit_rows
-from daskcurate.rows import Block, RowBlocks
+from daskcurate.rows import Block, RowBlocks, add, tree
 from daskcurate.store import read_block, write_scratch
 
 WHOLE_BYTES = 128 << 20
@@ -106,7 +106,8 @@ def _scalable(run: Any, blocks: RowBlocks, k: int, seed: int, url: str, key: str
         extra = run.gather(_drawn_rows(run, blocks, k, derive_seed(seed, "top up"), f"{key}-extra"))
         candidates = np.concatenate([candidates, *(block.rows for block in extra)])
     table = _candidates(run, candidates, f"{key}-all")
-    weights = blocks.map(run, _weights, table, name="seed-weights", key=key)
+    parts = blocks.map(run, _weights, table, name="seed-weights", key=key)
+    weights = tree(run, add, parts, name="seed-weights-add", key=key)
     run.gather([run.task(_weighted, weights, table, k, seed, url, name="seed-kmeans++", key=key)], "seed")
 
 
@@ -134,7 +135,6 @@ def _weights(block: Block, candidates: np.ndarray) -> np.ndarray:
     return np.bincount(labels, minlength=len(candidates)).astype(np.float64)
 
 
-def _weighted(weights: list[np.ndarray], candidates: np.ndarray, k: int, seed: int, url: str) -> None:
-    total = np.sum(weights, axis=0)
+def _weighted(weights: np.ndarray, candidates: np.ndarray, k: int, seed: int, url: str) -> None:
     rng = np.random.default_rng(derive_seed(seed, "reduce"))
-    write_scratch(url, candidates[seeding.kmeans_plusplus(candidates, k, rng, total)])
+    write_scratch(url, candidates[seeding.kmeans_plusplus(candidates, k, rng, weights)])

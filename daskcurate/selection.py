@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import dask.array as da
 import numpy as np
 
 from daskcurate.config import Config
+from daskcurate.embeddings import Embeddings
 from daskcurate.nodes import GivenArray, GivenDaskArray, Stage, checked_embeddings
 from daskcurate.planning import Limits, StagePlan, selection_plan
 from daskcurate.reading import blocks_of
-
-if TYPE_CHECKING:
-    from daskcurate.embeddings import Embeddings
+from daskcurate.store import write_block
 
 
 def selection_or_none(
@@ -82,7 +81,7 @@ class Selection(Stage):
         """The pool, where it is known."""
         for node in self.inputs.values():
             found = node.emb if isinstance(node, Stage) and hasattr(node, "emb") else node
-            if hasattr(found, "chunk_rows"):
+            if isinstance(found, Embeddings):
                 return found
         return None
 
@@ -293,12 +292,26 @@ class GivenSelection(DerivedSelection):
         """Rows of the pool."""
         return self.config.rows
 
+    @property
+    def chunk_rows(self) -> int:
+        """Rows of a chunk of counts: those of the pool's chunks, where it is known."""
+        emb = self.emb
+        return max(1, min(emb.chunk_rows if emb is not None else 1 << 20, self.n_rows))
+
     def derive(self) -> da.Array:
         """Return the given counts, in the pool's chunks."""
-        emb = self.emb
-        rows = max(1, min(emb.chunk_rows if emb is not None else 1 << 20, self.n_rows))
-        values = self.inputs["values"].values
+        values, rows = self.inputs["values"].values, self.chunk_rows
         return values.rechunk(rows) if isinstance(values, da.Array) else da.from_array(values, chunks=rows)
+
+    def execute(self, run: Any) -> dict[str, Any]:
+        """Write the counts; those in memory from here, since a graph is no place for a number a row."""
+        values = self.inputs["values"].values
+        if isinstance(values, da.Array):
+            return super().execute(run)
+        url = run.declare("counts", values.shape, self.chunk_rows)
+        for start in range(0, len(values), self.chunk_rows):
+            write_block(url, start, values[start : start + self.chunk_rows])
+        return {"total": int(values.sum(dtype=np.int64))}
 
 
 class ThresholdSelection(DerivedSelection):

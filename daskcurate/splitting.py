@@ -18,7 +18,7 @@ from daskcurate.kernels import lloyd, seeding
 from daskcurate.kernels.draws import derive_seed
 from daskcurate.lloyd_loop import Assigned, assign_blocks, fit, read_centroids
 from daskcurate.regroup import contiguous_partitions, from_cells, regroup, to_cells
-from daskcurate.rows import Block, RowBlocks, RowSource
+from daskcurate.rows import Block, RowBlocks, RowSource, keep_if_small
 from daskcurate.store import write_block
 
 PART_BYTES = 128 << 20
@@ -158,14 +158,18 @@ def _split_giant(
         ]
     )
     kept = [(block, count) for block, count in zip(taken, counts, strict=True) if count]
-    rows = RowBlocks([block for block, _ in kept], [count for _, count in kept], blocks.dim)
+    rows = keep_if_small(
+        run, RowBlocks([block for block, _ in kept], [count for _, count in kept], blocks.dim)
+    )
     # a step number of its own keeps its seeds and scratch arrays apart from the level's, and being beyond
     # the last resampling step it tells a resumed run that the level itself is fitted
     centroids = fit(
         run, rows, config.n_splits, config, 10**6 + cluster, base, None, (0.95, 0.01), f"giant {cluster}: "
     )
     found, name, _ = assign_blocks(run, rows, centroids, config.n_splits, config.metric, key)
-    return run.task(_gather_giant, list(rows.blocks), found, run.scratch(name), name="split-giant", key=key)
+    # block by block first: a task that took the blocks for their numbers would hold the whole cluster
+    numbers = rows.map(run, _row_numbers, name="split-giant-numbers", key=key)
+    return run.task(_gather_giant, numbers, found, run.scratch(name), name="split-giant", key=key)
 
 
 def _rows_of(block: Block, found: Assigned, cluster: int) -> Block:
@@ -177,10 +181,14 @@ def _n_rows(block: Block) -> int:
     return len(block.numbers)
 
 
-def _gather_giant(blocks: list[Block], found: list[Assigned], url: str) -> Parts:
+def _row_numbers(block: Block) -> np.ndarray:
+    return block.numbers
+
+
+def _gather_giant(numbers: list[np.ndarray], found: list[Assigned], url: str) -> Parts:
     return _without_empty(
         read_centroids(url),
-        np.concatenate([block.numbers for block in blocks]),
+        np.concatenate(numbers),
         np.concatenate([item.labels for item in found]),
         np.concatenate([item.distances for item in found]),
     )

@@ -199,3 +199,14 @@ def test_a_local_cluster_is_started(folder, call):
     assert found.code == 0
     assert "Dashboard: http://127.0.0.1" in found.out
     assert len(np.load("picks.npy")) == 50
+
+
+def test_a_dry_run_plans_for_the_scheduler_that_is_named(folder, call, scheduler_file, monkeypatch):
+    dc.ingest("rows.npy", "pool.zarr", normalize=True)
+    monkeypatch.setattr(cli, "start_local_cluster", lambda config: pytest.fail("a plan starts no cluster"))
+    seen, original = [], dc.plan
+    monkeypatch.setattr(dc, "plan", lambda *nodes, **more: seen.append(more) or original(*nodes, **more))
+    for command in (("plan", "run.yaml"), ("run", "run.yaml", "--dry-run")):
+        assert call(*command, "--scheduler-file", scheduler_file).code == 0
+        assert seen.pop()["client"] is not None
+    assert not (folder / "run.zarr").exists()

@@ -43,3 +43,17 @@ def test_sampling_needs_no_pool_once_its_tree_is_computed(client, tmp_path, rows
 def test_labels_without_a_single_member_are_refused_clearly():
     with pytest.raises(ValueError, match="all -1"):
         dc.Hierarchy.from_labels([np.full(10, -1)])
+
+
+def test_a_lost_chunk_of_the_pool_is_an_error_in_every_stage_and_not_zeros(client, tmp_path, rows):
+    dest, store = tmp_path / "pool.zarr", tmp_path / "run.zarr"
+    emb = dc.ingest(rows, dest, normalize=False, chunk_rows=50)
+    flat = dc.compute(dc.kmeans(emb, 3), store=store)
+    (dest / "embeddings" / "c" / "2" / "0").unlink()
+    for stage in (
+        dc.kmeans(emb, 4),
+        dc.semantic_dedup(emb, flat, eps=0.1),
+        dc.density_prune(flat, keep_fraction=0.5),
+    ):
+        with pytest.raises(FileNotFoundError, match="c/2/0 is missing: the pool .* is damaged"):
+            dc.compute(stage, store=store)

@@ -124,15 +124,13 @@ def own_distances(x: Array, centroids: Array, labels: Array, metric: str) -> Arr
     """
     xp = namespace_of(x)
     out = xp.full(x.shape[0], np.nan)
-    wide_centroids = centroids.astype(np.float64)
-    if metric == "cosine":
-        wide_centroids = _unit64(xp, wide_centroids)
     for start in range(0, x.shape[0], 1024):
         own = labels[start : start + 1024]
         rows = x[start : start + 1024].astype(np.float64)
+        nearby = centroids[xp.maximum(own, 0)].astype(np.float64)  # all k in float64 may be too many
         if metric == "cosine":
-            rows = _unit64(xp, rows)
-        gap = rows - wide_centroids[xp.maximum(own, 0)]
+            rows, nearby = _unit64(xp, rows), _unit64(xp, nearby)
+        gap = rows - nearby
         square = (gap * gap).sum(axis=1)
         value = square / 2 if metric == "cosine" else xp.sqrt(square)
         out[start : start + 1024] = xp.where(own >= 0, value, np.nan)
