@@ -17,7 +17,7 @@ from dask.delayed import Delayed
 from daskcurate.config import KMeansConfig
 from daskcurate.kernels import lloyd
 from daskcurate.kernels.draws import derive_seed
-from daskcurate.rows import Block, RowBlocks, tree
+from daskcurate.rows import Block, RowBlocks, add, tree
 from daskcurate.seeds import seed_centroids
 from daskcurate.store import read_block, write_scratch
 
@@ -256,10 +256,6 @@ def _sizes(found: Assigned, k: int) -> np.ndarray:
     return np.bincount(found.labels, minlength=k).astype(np.int64)
 
 
-def _add(parts: list[np.ndarray]) -> np.ndarray:
-    return np.sum(parts, axis=0)
-
-
 RESEED_ROUNDS = 20
 """Rounds in which clusters that end up empty are moved; each lowers the objective, few are ever needed."""
 
@@ -282,9 +278,9 @@ def assign_blocks(
             run.task(_sizes, item, k, name="cluster-sizes", key=f"{tag}-{i}")
             for i, item in enumerate(assigned)
         ]
-        sizes = run.gather([tree(run, _add, counts, name="cluster-sizes-add", key=tag)])[0]
+        sizes = run.gather([tree(run, add, counts, name="cluster-sizes-add", key=tag)])[0]
         empty = np.flatnonzero(sizes == 0)
-        if not reseed or not empty.size:
+        if not reseed or not empty.size or turn == RESEED_ROUNDS - 1:
             break
         moved = f"{key}-moved-{turn}"
         if not _reseed(run, blocks, metric, centroids, centroids, moved, empty, tag):

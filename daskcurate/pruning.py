@@ -109,7 +109,7 @@ class DensityPrune(Selection):
         return {"total": write_counts(run, members, counts, "uint8"), "rows_in": rows_in}
 
     def _allocate(self, run: Any, shares: np.ndarray, target: int, sizes: np.ndarray) -> np.ndarray:
-        equal = int(self.config.balance * target / max(1, int((sizes > 0).sum())))
+        equal = int(self.config.balance * target / len(sizes))
         lower = np.minimum(sizes, max(1, equal))
         if lower.sum() > target:
             run.warn(

@@ -109,6 +109,9 @@ class StageRun:
         ]
         with self._watched(futures, step):
             wait(futures)
+            for future in futures:
+                if future.status == "error":
+                    future.result()  # raises here what would otherwise only show at a later step
         return kept
 
     @contextlib.contextmanager
@@ -258,6 +261,7 @@ def compute(*nodes: Any, store: Any, client: Client | None = None, progress: boo
             )
     if missing:
         with client_for(client) as used, used.as_current(), Progress(missing, progress) as shown:
+            used.wait_for_workers(1)  # without any there is no memory limit to plan for
             plan_stages(missing, cluster_limits(used)).check()
             run_store.create()
             for stage in stages:

@@ -49,6 +49,8 @@ def read_block(url: str, start: int, stop: int) -> np.ndarray:
 def write_block(url: str, start: int, values: np.ndarray) -> None:
     """Write ``values`` at row ``start`` of the array at ``url``; the rows must be whole chunks."""
     array = open_array(url, "r+")
+    if values.dtype != array.dtype:
+        raise StoreError(f"{url} holds {array.dtype}, not {values.dtype}")
     stop = start + len(values)
     step = array.chunks[0]
     if start % step or (stop % step and stop != array.shape[0]):
