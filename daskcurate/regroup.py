@@ -13,6 +13,8 @@ import pandas as pd
 import pyarrow as pa
 from dask.delayed import Delayed
 
+from daskcurate.kernels.draws import row_uniform
+
 
 def to_cells(rows: np.ndarray) -> Any:
     """Return rows (m, d) as a column of m binary cells, without a copy."""
@@ -129,16 +131,17 @@ def rank_in_cluster(
     sizes
         (k,) rows of each cluster.
     """
-    partition = contiguous_partitions(sizes, run.limits.rank_rows)
-    n_partitions = int(partition[-1]) + 1 if len(partition) else 1
-    table = run.task(np.asarray, partition, name="partition-map", key=key)
+    ranges = rank_ranges(run, labelled, sizes, key)
+    table = run.task(_same, ranges, name="partition-map", key=key)
     nbytes = 40 * sum(counts)
     frames = [
         run.task(_key_frame, item, i, table, name="rank-keys", key=f"{key}-{i}")
         for i, item in enumerate(labelled)
     ]
-    grouped = regroup(run, frames, _KEYS, n_partitions, nbytes, f"{key}-by-cluster")
+    grouped = regroup(run, frames, _KEYS, ranges.n_partitions, nbytes, f"{key}-by-cluster")
     ranked = [run.task(_rank_frame, frame, name="rank", key=f"{key}-{i}") for i, frame in enumerate(grouped)]
+    if ranges.splitters:
+        ranked = _after_lower_ranges(run, run.persist(ranked, "rank rows"), ranges, key)
     back = regroup(run, ranked, _RANKS, len(labelled), nbytes, f"{key}-by-block")
     return [
         run.task(_ranks_of, frame, count, name="ranks", key=f"{key}-{i}")
@@ -146,13 +149,100 @@ def rank_in_cluster(
     ]
 
 
-def _key_frame(item: Labelled, block: int, partition: np.ndarray) -> pd.DataFrame:
+class Ranges(NamedTuple):
+    """Where rows go to be ranked: with their whole cluster, or with a range of a giant cluster's keys."""
+
+    first: np.ndarray
+    """(k,) first partition of each cluster."""
+    splitters: dict[int, np.ndarray]
+    """For each giant cluster (parts - 1, 3): the (key, block, position) at which its ranges begin."""
+    n_partitions: int
+
+
+SAMPLES_PER_RANGE = 64
+"""Rows sampled for each range of a giant cluster: its ranges then differ in size by an eighth or so."""
+
+
+def rank_ranges(run: Any, labelled: Sequence[Delayed], sizes: np.ndarray, key: str) -> Ranges:
+    """Return partitions of about ``run.limits.rank_rows`` rows, giant clusters cut where a sample says.
+
+    The cuts decide which task ranks a row, not its rank: rows that tie go by block and position.
+    """
+    limit = run.limits.rank_rows
+    shared = contiguous_partitions(sizes, limit)
+    if not len(sizes):
+        return Ranges(shared, {}, 1)
+    giants = np.flatnonzero(sizes > limit)
+    pieces = np.ones(len(sizes), dtype=np.int64)
+    splitters: dict[int, np.ndarray] = {}
+    if len(giants):
+        wanted = -(-sizes[giants] * 5 // (4 * limit))  # a fifth less than the limit on average
+        rates = np.minimum(1.0, SAMPLES_PER_RANGE * wanted / sizes[giants])
+        samples = [
+            run.task(_sample, item, i, giants, rates, name="rank-sample", key=f"{key}-{i}")
+            for i, item in enumerate(labelled)
+        ]
+        drawn = np.concatenate(run.gather(samples, "sample keys"))
+        for cluster, parts in zip(giants, wanted, strict=True):
+            own = drawn[drawn[:, 0] == cluster, 1:]
+            own = own[np.lexsort((own[:, 2], own[:, 1], own[:, 0]))]
+            cuts = np.unique(np.arange(1, parts) * len(own) // parts)
+            splitters[int(cluster)] = own[cuts[cuts < len(own)]]
+            pieces[cluster] = len(splitters[int(cluster)]) + 1
+    extra = np.cumsum(pieces - 1) - (pieces - 1)
+    first = shared + extra
+    return Ranges(first, splitters, int(first[-1] + pieces[-1]))
+
+
+def _same(item: Any) -> Any:
+    return item
+
+
+def _sample(item: Labelled, block: int, giants: np.ndarray, rates: np.ndarray) -> np.ndarray:
+    """Return (cluster, key, block, position) of sampled rows of the giant clusters, (m, 4) float64."""
+    found = [np.empty((0, 4))]
+    for cluster, rate in zip(giants, rates, strict=True):
+        position = np.flatnonzero(item.labels == cluster)
+        position = position[row_uniform(block, position) < rate]
+        columns = (
+            np.full(len(position), cluster),
+            item.keys[position],
+            np.full(len(position), block),
+            position,
+        )
+        found.append(np.stack(columns, axis=1).astype(np.float64))
+    return np.concatenate(found)
+
+
+def _key_frame(item: Labelled, block: int, ranges: Ranges) -> pd.DataFrame:
     position = np.flatnonzero(item.labels >= 0)
-    labels = item.labels[position]
+    labels, keys = item.labels[position], item.keys[position].astype(np.float64)
+    partition = ranges.first[labels]
+    for cluster, splitters in ranges.splitters.items():
+        own = np.flatnonzero(labels == cluster)
+        for at_key, at_block, at_position in splitters:
+            tie = (block > at_block) | ((block == at_block) & (position[own] >= at_position))
+            partition[own] += (keys[own] > at_key) | ((keys[own] == at_key) & tie)
     return pd.DataFrame(
-        {"partition": partition[labels], "block": block, "position": position, "label": labels,
-         "key": item.keys[position].astype(np.float64)}
-    )  # fmt: skip
+        {"partition": partition, "block": block, "position": position, "label": labels, "key": keys}
+    )
+
+
+def _after_lower_ranges(run: Any, ranked: Sequence[Delayed], ranges: Ranges, key: str) -> list[Delayed]:
+    """Add to the ranks within a range the rows of the ranges of its cluster below."""
+    shifted = list(ranked)
+    for cluster, splitters in ranges.splitters.items():
+        first, last = int(ranges.first[cluster]), int(ranges.first[cluster]) + len(splitters)
+        lengths = run.gather(
+            [run.task(len, ranked[i], name="rank-count", key=f"{key}-{i}") for i in range(first, last + 1)]
+        )
+        for i, below in zip(range(first + 1, last + 1), np.cumsum(lengths), strict=False):
+            shifted[i] = run.task(_shift, ranked[i], int(below), name="rank-shift", key=f"{key}-{i}")
+    return shifted
+
+
+def _shift(frame: pd.DataFrame, below: int) -> pd.DataFrame:
+    return frame.assign(rank=frame["rank"] + below)
 
 
 def ranks_by_group(labels: np.ndarray, *keys: np.ndarray) -> np.ndarray:

@@ -24,6 +24,12 @@ class Run:
     def task(self, function, *args, name, key=0):
         return task(function, *args, name=name, key=f"test-{key}")
 
+    def gather(self, tasks, step=""):
+        return list(dask.compute(*tasks))
+
+    def persist(self, tasks, step=""):
+        return list(tasks)
+
 
 class _Limits:
     def __init__(self, small, rank_rows):
@@ -63,25 +69,47 @@ def test_ranks_by_group_break_ties_by_position(rows):
         assert found[i] == len(before)
 
 
+@pytest.mark.parametrize("rank_rows", [40, 5], ids=["whole clusters", "clusters in ranges"])
 @pytest.mark.parametrize("small", [1 << 30, 0], ids=["one task", "shuffle"])
-def test_ranks_in_clusters(client, small):
+def test_ranks_in_clusters(client, small, rank_rows):
     rng = np.random.default_rng(0)
     counts = [50, 1, 120, 30]
     labels = [rng.integers(-1, 9, m).astype(np.int32) for m in counts]
     keys = [rng.integers(0, 6, m).astype(np.float64) for m in counts]
     sizes = np.bincount(np.concatenate(labels)[np.concatenate(labels) >= 0], minlength=9)
-    run = Run(small, rank_rows=40)
+    run = Run(small, rank_rows)
     items = [
         run.task(regroup.Labelled, *pair, name="item", key=i)
         for i, pair in enumerate(zip(labels, keys, strict=True))
     ]
-    lazy = regroup.rank_in_cluster(run, items, counts, sizes, f"ranks-{small}")
+    lazy = regroup.rank_in_cluster(run, items, counts, sizes, f"ranks-{small}-{rank_rows}")
     found = np.concatenate(dask.compute(*lazy))
     label, key = np.concatenate(labels), np.concatenate(keys)
     expected = np.full(len(label), -1)
     inside = label >= 0
     expected[inside] = regroup.ranks_by_group(label[inside], key[inside], np.flatnonzero(inside))
     np.testing.assert_array_equal(found, expected)
+
+
+def test_ranges_of_a_giant_cluster_are_bounded_even_where_all_keys_tie(client):
+    counts = [4000, 3000]
+    labels = [np.zeros(m, np.int32) for m in counts]
+    keys = [np.full(m, 0.5) for m in counts]
+    run = Run(1 << 30, 1000)
+    items = [
+        run.task(regroup.Labelled, *pair, name="giant", key=i)
+        for i, pair in enumerate(zip(labels, keys, strict=True))
+    ]
+    ranges = regroup.rank_ranges(run, items, np.array([7000]), "giant")
+    frames = [
+        regroup._key_frame(regroup.Labelled(*pair), i, ranges)
+        for i, pair in enumerate(zip(labels, keys, strict=True))
+    ]
+    sizes = np.bincount(pd.concat(frames)["partition"])
+    assert len(sizes) == ranges.n_partitions >= 7
+    assert sizes.max() <= 1300
+    lazy = regroup.rank_in_cluster(run, items, counts, np.array([7000]), "giant-ranks")
+    np.testing.assert_array_equal(np.concatenate(dask.compute(*lazy)), np.arange(7000))
 
 
 @pytest.fixture
