@@ -169,7 +169,10 @@ def match_cluster(rows: np.ndarray, rule: str, eps: float) -> EarlierMatch:
 
 def _connected(nearest: EarlierMatch, edges: Any, m: int) -> EarlierMatch:
     """Return the linked matches, and the nearest earlier row where there is no link."""
-    linked = kernel.connected_matches(edges, m)
+    return _linked_or_nearest(kernel.connected_matches(edges, m), nearest)
+
+
+def _linked_or_nearest(linked: EarlierMatch, nearest: EarlierMatch) -> EarlierMatch:
     some = linked.position >= 0
     return EarlierMatch(
         np.where(some, linked.similarity, nearest.similarity),
@@ -326,10 +329,7 @@ def _merge_forests(parts: list[Any]) -> Any:
 def _linked_part(nearest: EarlierMatch, linked: EarlierMatch, start: int) -> EarlierMatch:
     stop = start + len(nearest.position)
     part = EarlierMatch(linked.similarity[start:stop], linked.position[start:stop])
-    some = part.position >= 0
-    return EarlierMatch(
-        np.where(some, part.similarity, nearest.similarity), np.where(some, part.position, nearest.position)
-    )
+    return _linked_or_nearest(part, nearest)
 
 
 def _numbers(block: RankedBlock) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from daskcurate.config import DensityPruneConfig, PrototypePruneConfig, RandomPruneConfig
+from daskcurate.config import BudgetConfig, DensityPruneConfig, PrototypePruneConfig, RandomPruneConfig
 from daskcurate.extremes import float_bits, smallest
 from daskcurate.given import GivenClustering
 from daskcurate.hierarchy import Hierarchy
@@ -53,6 +53,13 @@ def rows_clustering(clustering: Any) -> Clustering:
     return found
 
 
+def _target(run: Any, config: BudgetConfig, rows_in: int) -> int:
+    """Return how many rows are kept, with a warning where more are asked for than there are."""
+    if config.target_size is not None and config.target_size > rows_in:
+        run.warn(f"target_size={config.target_size} is more than the {rows_in} rows there are: all are kept")
+    return config.rows_kept(rows_in)
+
+
 class DensityPrune(Selection):
     """Rows kept by density-based pruning; ``per_cluster`` says how many of each cluster."""
 
@@ -87,11 +94,7 @@ class DensityPrune(Selection):
         intra = cluster_cosines(run, members) / np.maximum(sizes, 1)
         intra[sizes == 0] = np.nan
         inter = _inter(run, members, sizes, config.n_neighbors)
-        target = config.rows_kept(rows_in)
-        if config.target_size is not None and config.target_size > rows_in:
-            run.warn(
-                f"target_size={config.target_size} is more than the {rows_in} rows there are: all are kept"
-            )
+        target = _target(run, config, rows_in)
         shares = _shares(config, sizes, intra * inter)
         kept = self._allocate(run, shares, target, sizes)
         for name, values in (
@@ -232,11 +235,7 @@ class PrototypePrune(Selection):
         config = self.config
         members = Members.of(self.inputs["clustering"], self.within)
         sizes = cluster_sizes(run, members)
-        target = config.rows_kept(int(sizes.sum()))
-        if config.target_size is not None and config.target_size > sizes.sum():
-            run.warn(
-                f"target_size={config.target_size} is more than the {sizes.sum()} rows there are: all are kept"
-            )
+        target = _target(run, config, int(sizes.sum()))
         floor = int(config.class_balance * target / max(1, int((sizes > 0).sum())))
         least = np.minimum(sizes, floor)
         ranks: list[Any] = [None] * len(members.ranges)
@@ -341,11 +340,7 @@ class RandomPrune(Selection):
         rows_in = sum(
             run.gather([run.task(_eligible, item, name="count-rows", key=i) for i, item in enumerate(keys)])
         )
-        target = self.config.rows_kept(rows_in)
-        if self.config.target_size is not None and self.config.target_size > rows_in:
-            run.warn(
-                f"target_size={self.config.target_size} is more than the {rows_in} rows there are: all are kept"
-            )
+        target = _target(run, self.config, rows_in)
         chosen = smallest(run, keys, target, "random")
         url = run.declare("counts", (source.n_rows,), source.chunk_rows)
         writes = [

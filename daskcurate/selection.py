@@ -86,11 +86,6 @@ class Selection(Stage):
         return None
 
     @property
-    def embeddings(self) -> Embeddings | None:
-        """The pool, where it is known."""
-        return self.emb
-
-    @property
     def n_rows(self) -> int:
         """Rows of the pool."""
         emb = self.emb
