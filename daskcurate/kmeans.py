@@ -303,9 +303,10 @@ def copy_rows(source: str, target: str, start: int, stop: int) -> None:
 
 
 def _write_rows(urls: list[str], chunk_rows: int, n_rows: int, block: Block, found: Assigned) -> float:
-    """Write the labels and distances of one chunk, full length; return its inertia."""
+    """Write the labels and distances of a block's chunks, full length; return its inertia."""
     start = int(block.numbers[0]) // chunk_rows * chunk_rows
-    length = min(chunk_rows, n_rows - start)
+    stop = (int(block.numbers[-1]) // chunk_rows + 1) * chunk_rows
+    length = min(stop, n_rows) - start
     labels, distances = np.full(length, -1, np.int32), np.full(length, np.nan, np.float32)
     labels[block.numbers - start] = found.labels
     distances[block.numbers - start] = found.distances

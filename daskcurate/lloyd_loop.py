@@ -16,7 +16,9 @@ from dask.delayed import Delayed
 
 from daskcurate.config import KMeansConfig
 from daskcurate.kernels import lloyd
+from daskcurate.kernels.assign import Scorer, own_distances
 from daskcurate.kernels.draws import derive_seed
+from daskcurate.remembering import assign_block, step_block
 from daskcurate.rows import Block, RowBlocks, add, tree
 from daskcurate.seeds import seed_centroids
 from daskcurate.store import read_block, write_scratch
@@ -50,9 +52,13 @@ def read_centroids(url: str) -> np.ndarray:
     return read_block(url, 0, 2**62)
 
 
-def centroid_task(run: Any, name: str) -> Delayed:
-    """Return the task that reads scratch array ``name``: one read, its result shared by all blocks."""
-    return run.task(read_centroids, run.scratch(name), name="centroids", key=name)
+def _read_scorer(url: str, metric: str) -> Scorer:
+    return Scorer(read_centroids(url), metric)
+
+
+def scorer_task(run: Any, name: str, metric: str) -> Delayed:
+    """Return the task that makes the scorer of scratch array ``name``: once, shared by all blocks."""
+    return run.task(_read_scorer, run.scratch(name), metric, name="centroids", key=name)
 
 
 def fits_one_task(blocks: RowBlocks, k: int) -> bool:
@@ -127,7 +133,7 @@ def _json(value: float) -> float | None:
 def _fit_local(run: Any, blocks: RowBlocks, config: KMeansConfig, seeds: str, name: str) -> str:
     """Run Lloyd's whole loop in one task."""
     fitted = run.task(
-        _lloyd_whole, list(blocks.blocks), centroid_task(run, seeds), config.metric, config.n_iters, config.tol,
+        _lloyd_whole, list(blocks.blocks), run.scratch(seeds), config.metric, config.n_iters, config.tol,
         run.scratch(name), name="kmeans-whole", key=name,
     )  # fmt: skip
     run.gather([fitted], "k-means in one task")
@@ -135,9 +141,9 @@ def _fit_local(run: Any, blocks: RowBlocks, config: KMeansConfig, seeds: str, na
 
 
 def _lloyd_whole(
-    blocks: list[Block], centroids: np.ndarray, metric: str, n_iters: int, tol: Any, url: str
+    blocks: list[Block], seeds: str, metric: str, n_iters: int, tol: Any, url: str
 ) -> int:
-    found = lloyd.lloyd([block.rows for block in blocks], centroids, metric, n_iters, tol)
+    found = lloyd.lloyd([block.rows for block in blocks], read_centroids(seeds), metric, n_iters, tol)
     write_scratch(url, found.centroids)
     return found.n_updates
 
@@ -173,12 +179,12 @@ def _iterate(
 
 def _update(run: Any, blocks: RowBlocks, metric: str, current: str, key: str) -> tuple[str, Update]:
     """Do one Lloyd update over all blocks; return the name of the scratch array of the new centroids."""
-    centroids = centroid_task(run, current)
-    partials = blocks.map(run, _step, centroids, metric, name="kmeans-step", key=key)
+    scorer = scorer_task(run, current, metric)
+    partials = blocks.map(run, step_block, scorer, blocks.name, name="kmeans-step", key=key)
     total = tree(run, lloyd.combine, partials, name="kmeans-combine", key=key)
     url = run.scratch(key)
     update = run.gather(
-        [run.task(_finalize, total, centroids, metric, url, name="kmeans-update", key=key)], "iteration"
+        [run.task(_finalize, total, scorer, url, name="kmeans-update", key=key)], "iteration"
     )[0]
     if not update.empty.size:
         return key, update
@@ -188,14 +194,12 @@ def _update(run: Any, blocks: RowBlocks, metric: str, current: str, key: str) ->
     return reseeded, update._replace(same=update.same and not moved)
 
 
-def _step(block: Block, centroids: np.ndarray, metric: str) -> lloyd.Partial:
-    return lloyd.step_chunk(block.rows, centroids, metric)
-
-
-def _finalize(total: lloyd.Partial, centroids: np.ndarray, metric: str, url: str) -> Update:
-    updated = lloyd.finalize(total, centroids, metric)
+def _finalize(total: lloyd.Partial, scorer: Scorer, url: str) -> Update:
+    centroids = scorer.centroids
+    updated = lloyd.finalize(total, centroids, scorer.metric)
     write_scratch(url, updated)
-    return Update(total.objective, np.flatnonzero(total.counts == 0), bool((updated == centroids).all()))
+    objective = lloyd.objective_of(total, centroids)
+    return Update(objective, np.flatnonzero(total.counts == 0), bool((updated == centroids).all()))
 
 
 def _reseed(
@@ -212,8 +216,10 @@ def _reseed(
 
     Returns how many were moved: no more than there are rows away from their centroid.
     """
-    centroids = centroid_task(run, current)
-    far = blocks.map(run, _farthest, centroids, metric, int(empty.size), name="kmeans-farthest", key=key)
+    scorer = scorer_task(run, current, metric)
+    far = blocks.map(
+        run, _farthest, scorer, blocks.name, int(empty.size), name="kmeans-farthest", key=key
+    )
     merged = tree(
         run, partial(_merge_farthest, limit=int(empty.size)), far, name="kmeans-farthest-merge", key=key
     )
@@ -221,8 +227,10 @@ def _reseed(
     return run.gather([run.task(_move, *urls, empty, merged, name="kmeans-reseed", key=key)], "re-seed")[0]
 
 
-def _farthest(block: Block, centroids: np.ndarray, metric: str, count: int) -> lloyd.Farthest:
-    return lloyd.farthest_rows(block.rows, block.numbers, centroids, metric, count)
+def _farthest(block: Block, scorer: Scorer, rows_name: str, count: int) -> lloyd.Farthest:
+    found = assign_block(block, scorer, rows_name)
+    distances = own_distances(block.rows, scorer.centroids, found.labels, scorer.metric)
+    return lloyd.merge_farthest([lloyd.Farthest(distances, block.numbers, block.rows)], count)
 
 
 def _merge_farthest(parts: list[lloyd.Farthest], *, limit: int) -> lloyd.Farthest:
@@ -236,20 +244,20 @@ def _move(source: str, target: str, empty: np.ndarray, far: lloyd.Farthest) -> i
 
 def _inertia(run: Any, blocks: RowBlocks, name: str, metric: str) -> float:
     """Return the inertia of ``blocks`` with the centroids of scratch array ``name``."""
-    parts = blocks.map(run, _block_inertia, centroid_task(run, name), metric, name="kmeans-inertia", key=name)
+    scorer = scorer_task(run, name, metric)
+    parts = blocks.map(run, _block_inertia, scorer, blocks.name, name="kmeans-inertia", key=name)
     return float(np.sum(run.gather(parts, "inertia")))
 
 
-def assign(block: Block, centroids: np.ndarray, metric: str) -> Assigned:
-    """Assign the rows of a block to their nearest centroids."""
-    labels, _ = lloyd.nearest(block.rows, centroids, metric)
-    distances = lloyd.own_distances(block.rows, centroids, labels, metric)
-    square = 2 * distances if metric == "cosine" else distances * distances
+def _assigned(block: Block, scorer: Scorer, rows_name: str) -> Assigned:
+    labels = assign_block(block, scorer, rows_name).labels
+    distances = own_distances(block.rows, scorer.centroids, labels, scorer.metric)
+    square = 2 * distances if scorer.metric == "cosine" else distances * distances
     return Assigned(labels, distances, float(square.sum()))
 
 
-def _block_inertia(block: Block, centroids: np.ndarray, metric: str) -> float:
-    return assign(block, centroids, metric).inertia
+def _block_inertia(block: Block, scorer: Scorer, rows_name: str) -> float:
+    return _assigned(block, scorer, rows_name).inertia
 
 
 def _sizes(found: Assigned, k: int) -> np.ndarray:
@@ -270,9 +278,9 @@ def assign_blocks(
     """
     for turn in range(RESEED_ROUNDS):
         tag = f"{key}-{turn}"
-        table = centroid_task(run, centroids)
+        scorer = scorer_task(run, centroids, metric)
         assigned = run.persist(
-            blocks.map(run, assign, table, metric, name="kmeans-assign", key=tag), "assign"
+            blocks.map(run, _assigned, scorer, blocks.name, name="kmeans-assign", key=tag), "assign"
         )
         counts = [
             run.task(_sizes, item, k, name="cluster-sizes", key=f"{tag}-{i}")

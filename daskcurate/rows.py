@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from dask.delayed import Delayed
 
-from daskcurate.kernels.lloyd import unit_rows
+from daskcurate.kernels.assign import unit_rows
 from daskcurate.store import read_block
 
 if TYPE_CHECKING:
@@ -54,8 +54,29 @@ class RowSource:
 
     @property
     def ranges(self) -> list[tuple[int, int]]:
-        """First and last (exclusive) row of each block."""
+        """First and last (exclusive) row of each chunk."""
         return [(i, min(i + self.chunk_rows, self.n_rows)) for i in range(0, self.n_rows, self.chunk_rows)]
+
+    @property
+    def block_ranges(self) -> list[tuple[int, int]]:
+        """First and last (exclusive) row of each block: whole chunks, fewer and larger than these.
+
+        A function of the array alone, because the blocks fix the order of sums.
+        """
+        step = self.chunk_rows * chunks_per_block(self.n_rows, self.chunk_rows, self.dim)
+        return [(i, min(i + step, self.n_rows)) for i in range(0, self.n_rows, step)]
+
+
+BLOCKS = 16
+"""Blocks of a small pool: several for each worker, few enough that tasks cost little."""
+BLOCK_BYTES = 48 << 20
+"""Largest block (rows as float32) of several chunks; a block is one chunk at least."""
+
+
+def chunks_per_block(n_rows: int, chunk_rows: int, dim: int) -> int:
+    """Return how many chunks of ``chunk_rows`` rows a block has."""
+    wanted = min(-(-n_rows // BLOCKS), BLOCK_BYTES // (4 * max(1, dim)))
+    return max(1, wanted // chunk_rows)
 
 
 class Block(NamedTuple):
@@ -104,6 +125,8 @@ class RowBlocks:
     blocks: Sequence[Delayed]
     counts: Sequence[int]
     dim: int
+    name: str
+    """Tells these rows from any others: what workers remember of a block goes by it."""
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -126,7 +149,7 @@ def open_blocks(run: Any, source: RowSource, metric: str, key: str) -> RowBlocks
 
     Blocks that do not fit are read again by every pass, which bounds memory by the blocks in work.
     """
-    ranges = source.ranges
+    ranges = source.block_ranges
     counts = [stop - start for start, stop in ranges]
     if source.mask_url is not None:
         counts = run.gather(
@@ -136,7 +159,7 @@ def open_blocks(run: Any, source: RowSource, metric: str, key: str) -> RowBlocks
     # a block is of more than half a chunk on average where nothing is masked; empty ones cost a task each
     kept = [(r, n) for r, n in zip(ranges, counts, strict=True) if n]
     lazy = [run.task(load_block, source, *r, metric, name="load-rows", key=f"{key}-{r[0]}") for r, _ in kept]
-    return keep_if_small(run, RowBlocks(lazy, [n for _, n in kept], source.dim))
+    return keep_if_small(run, RowBlocks(lazy, [n for _, n in kept], source.dim, run.scratch(key)))
 
 
 def keep_if_small(run: Any, blocks: RowBlocks) -> RowBlocks:
@@ -144,7 +167,7 @@ def keep_if_small(run: Any, blocks: RowBlocks) -> RowBlocks:
     limit = run.limits.total_memory
     if limit is not None and blocks.nbytes > limit // 2:
         return blocks
-    return RowBlocks(run.persist(blocks.blocks, "read rows"), blocks.counts, blocks.dim)
+    return RowBlocks(run.persist(blocks.blocks, "read rows"), blocks.counts, blocks.dim, blocks.name)
 
 
 def add(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 from daskcurate.config import KMeansConfig
 from daskcurate.kernels import seeding
 from daskcurate.kernels.draws import derive_seed, row_uniform
-from daskcurate.kernels.lloyd import nearest, unit_rows
+from daskcurate.kernels.assign import nearest, unit_rows
 from daskcurate.rows import Block, RowBlocks, add, tree
 from daskcurate.store import read_block, write_scratch
 
@@ -131,7 +131,7 @@ def _oversample(block: Block, near: np.ndarray, seed: int, total: float, rate: f
 
 
 def _weights(block: Block, candidates: np.ndarray) -> np.ndarray:
-    labels, _ = nearest(block.rows, candidates, "l2")
+    labels = nearest(block.rows, candidates, "l2")
     return np.bincount(labels, minlength=len(candidates)).astype(np.float64)
 
 

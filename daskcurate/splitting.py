@@ -123,7 +123,7 @@ def _split_cluster(rows: np.ndarray, numbers: np.ndarray, cluster: int, config: 
         else:
             seeds = seeding.kmeans_plusplus(rows, parts, rng)
         fitted = lloyd.lloyd([rows], rows[seeds], config.metric, config.n_iters, config.tol)
-        labels, _ = lloyd.nearest(rows, fitted.centroids, config.metric)
+        labels = lloyd.nearest(rows, fitted.centroids, config.metric)
         inertia = lloyd.inertia_of(rows, fitted.centroids, labels, config.metric)
         if inertia < best_inertia:
             distances = lloyd.own_distances(rows, fitted.centroids, labels, config.metric)
@@ -159,7 +159,8 @@ def _split_giant(
     )
     kept = [(block, count) for block, count in zip(taken, counts, strict=True) if count]
     rows = keep_if_small(
-        run, RowBlocks([block for block, _ in kept], [count for _, count in kept], blocks.dim)
+        run,
+        RowBlocks([block for block, _ in kept], [count for _, count in kept], blocks.dim, run.scratch(key)),
     )
     # a step number of its own keeps its seeds and scratch arrays apart from the level's, and being beyond
     # the last resampling step it tells a resumed run that the level itself is fitted

@@ -6,14 +6,14 @@ from oracles import blobs, check_result
 
 import daskcurate as dc
 from daskcurate import lloyd_loop, splitting
-from daskcurate.kernels import lloyd
+from daskcurate.kernels import assign, lloyd
 from daskcurate.kernels.draws import derive_seed
 from daskcurate.kernels.seeding import kmeans_plusplus
 
 
 def take_closest(x, centroids, metric, count):
     """The rows of each cluster closest to its centroid, in row order: written plainly."""
-    labels, _ = lloyd.nearest(x, centroids, metric)
+    labels = lloyd.nearest(x, centroids, metric)
     distances = lloyd.own_distances(x, centroids, labels, metric)
     taken = []
     for j in range(len(centroids)):
@@ -27,7 +27,7 @@ def take_closest(x, centroids, metric, count):
 @pytest.mark.parametrize("chunk_rows", [600, 71])
 def test_resampling_is_kmeans_from_scratch_on_the_closest_rows(client, pool, tmp_path, metric, chunk_rows):
     x = blobs(0)
-    rows = lloyd.unit_rows(x) if metric == "cosine" else x
+    rows = assign.unit_rows(x) if metric == "cosine" else x
     k, r, m, n_iters = 20, 5, 3, 6
     tree = dc.hierarchical_kmeans(
         pool(x, chunk_rows=chunk_rows), [k], sample_sizes=[r], n_resamples=m, n_iters=n_iters, metric=metric
@@ -129,13 +129,13 @@ def test_splits(client, pool, tmp_path, monkeypatch, metric, giant, masked):
     parts = {(a, b) for a, b in zip(labels[inside], coarse[inside], strict=True)}
     assert len(parts) == fine.n_clusters  # no part lies in two clusters
     assert [b for _, b in sorted(parts)] == sorted(b for _, b in parts)  # those of cluster 0 come first
-    rows = lloyd.unit_rows(x) if metric == "cosine" else x
+    rows = assign.unit_rows(x) if metric == "cosine" else x
     expected = lloyd.own_distances(rows, fine.centroids, labels, metric)
     np.testing.assert_allclose(np.asarray(fine.distances), expected, atol=1e-6, rtol=1e-5)
     for cluster in range(6):  # every row is in the nearest part of its own cluster
         own = np.array(sorted(a for a, b in parts if b == cluster))
         members = inside & (coarse == cluster)
-        nearest, _ = lloyd.nearest(rows[members], fine.centroids[own], metric)
+        nearest = lloyd.nearest(rows[members], fine.centroids[own], metric)
         best = lloyd.own_distances(rows[members], fine.centroids[own], nearest, metric)
         np.testing.assert_allclose(expected[members], best, atol=1e-5, rtol=1e-4)
     assert found.levels[1].n_rows == fine.n_clusters

@@ -6,7 +6,7 @@ from oracles import blobs, check_result, oracle
 
 import daskcurate as dc
 from daskcurate import lloyd_loop
-from daskcurate.kernels import lloyd
+from daskcurate.kernels import assign, lloyd
 
 METRICS = ("l2", "cosine")
 
@@ -31,7 +31,7 @@ def test_results_are_consistent(client, pool, tmp_path, monkeypatch, metric, ini
 def test_dask_equals_numpy_for_any_chunking(client, pool, tmp_path, monkeypatch, metric, chunk_rows):
     monkeypatch.setattr(lloyd_loop, "LOCAL_BYTES", 0)
     x = blobs(1, n=600 if chunk_rows > 1 else 60)
-    unit = lloyd.unit_rows(x) if metric == "cosine" else x
+    unit = assign.unit_rows(x) if metric == "cosine" else x
     seeds = unit[:9]
     expected = lloyd.lloyd([unit], seeds, metric, 6).centroids
     emb = pool(x, chunk_rows=chunk_rows)

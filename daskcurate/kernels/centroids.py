@@ -3,7 +3,7 @@
 import numpy as np
 
 from daskcurate.arrays import Array, namespace_of
-from daskcurate.kernels.lloyd import unit_rows
+from daskcurate.kernels.assign import unit_rows
 
 
 def mean_nearest_cosine(centroids: Array, start: int, stop: int, n_neighbors: int) -> Array:

@@ -6,14 +6,12 @@ accumulated in float64 whatever the dtype of the rows.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from daskcurate.arrays import Array, namespace_of, sparse_of, to_host
-
-SCORE_TILE = 1 << 18
-"""Scores held at once (rows of a tile times centroids): 1 MiB of float32, which stays in a core's cache."""
+from daskcurate.kernels.assign import Assignment, Scorer, assign, nearest, own_distances, reassign
 
 
 class Partial(NamedTuple):
@@ -23,172 +21,151 @@ class Partial(NamedTuple):
     """(k, d) float64: sum of the rows of each cluster."""
     counts: Array
     """(k,) int64: rows of each cluster."""
-    objective: float
-    """Sum of squared distances to the nearest centroid, from float32 scores."""
+    squares: float
+    """Sum of the squared lengths of the rows."""
 
 
-def tile_rows(n_clusters: int) -> int:
-    """Return the rows of one tile of scores: a function of k alone, so that results repeat bit for bit."""
-    return max(32, min(1024, SCORE_TILE // max(1, n_clusters)))
+class Last(NamedTuple):
+    """What a chunk remembers of a pass, to do less in the next."""
+
+    assignment: Assignment
+    partial: Partial | None
+    """None where the sums were not worth remembering."""
 
 
-def unit_rows(x: Array) -> Array:
-    """Return the rows of ``x`` (m, d) scaled to unit length in float32; zero rows stay zero.
-
-    Norms are taken in float64 row by row, so that equal rows stay equal wherever they stand.
-    """
-    xp = namespace_of(x)
-    out = xp.empty(x.shape, dtype=np.float32)
-    for start in range(0, x.shape[0], 4096):
-        wide = x[start : start + 4096].astype(np.float64)
-        norms = xp.sqrt((wide * wide).sum(axis=1))
-        norms[norms == 0] = 1
-        out[start : start + 4096] = wide / norms[:, None]
-    return out
-
-
-class _Scorer:
-    """Scores whose largest entry in a row marks the nearest centroid: x.c - |c|^2 / 2.
-
-    For L2 the rows and the centroids are first moved so that the centroids' mean lies at the origin:
-    distances do not change, but float32 then rounds relative to the spread of the data and not to its
-    distance from the origin. The -|c|^2 / 2 rides along as one more column of the product.
-    """
-
-    def __init__(self, centroids: Array, metric: str):
-        xp = namespace_of(centroids)
-        self.xp, self.metric = xp, metric
-        k, d = centroids.shape
-        if metric == "cosine":
-            self.table = xp.ascontiguousarray(centroids, dtype=np.float32)
-            return
-        wide = centroids.astype(np.float64)
-        self.shift = wide.mean(axis=0).astype(np.float32)
-        moved = centroids.astype(np.float32) - self.shift
-        wide = moved.astype(np.float64)
-        self.table = xp.empty((k, d + 1), dtype=np.float32)
-        self.table[:, :d] = moved
-        self.table[:, d] = -0.5 * (wide * wide).sum(axis=1)
-
-    def scores(self, x: Array) -> tuple[Array, Array]:
-        """Return (scores (m, k), moved rows (m, d)) of one tile of rows."""
-        if self.metric == "cosine":
-            return self.xp.matmul(x, self.table.T), x
-        rows = self.xp.empty((x.shape[0], x.shape[1] + 1), dtype=np.float32)
-        self.xp.subtract(x, self.shift, out=rows[:, :-1])
-        rows[:, -1] = 1
-        return self.xp.matmul(rows, self.table.T), rows[:, :-1]
-
-
-def nearest(x: Array, centroids: Array, metric: str) -> tuple[Array, float]:
-    """Return the nearest centroid of each row and the sum of squared distances to them.
-
-    Parameters
-    ----------
-    x
-        (m, d) float32; unit rows for ``cosine``.
-    centroids
-        (k, d) float32.
-    metric
-        ``l2`` or ``cosine``.
-
-    Returns
-    -------
-    labels
-        (m,) int32; among equally near centroids the first.
-    objective
-        The sum of squared L2 distances, accurate to float32 scores; for reporting use
-        :func:`own_distances`.
-    """
-    xp = namespace_of(x)
-    scorer = _Scorer(centroids, metric)
-    labels = xp.empty(x.shape[0], dtype=np.int32)
-    objective = 0.0
-    step = tile_rows(centroids.shape[0])
-    for start in range(0, x.shape[0], step):
-        scores, rows = scorer.scores(x[start : start + step])
-        best = scores.argmax(axis=1)
-        labels[start : start + step] = best
-        top = xp.take_along_axis(scores, best[:, None], axis=1)
-        square = (rows * rows).sum(dtype=np.float64)
-        bias = scores.shape[0] if metric == "cosine" else 0.0  # |c|^2 = 1 is not in the cosine scores
-        objective += float(square + bias - 2 * top.sum(dtype=np.float64))
-    return labels, max(objective, 0.0)
-
-
-def own_distances(x: Array, centroids: Array, labels: Array, metric: str) -> Array:
-    """Return each row's distance to its own centroid, (m,) float64, computed without cancellation.
-
-    ``l2``: the L2 distance. ``cosine``: 1 - cos, as half the squared distance of the unit vectors. Rows
-    with label -1 get NaN. The value depends on the row and its centroid alone, not on where it stands.
-    """
-    xp = namespace_of(x)
-    out = xp.full(x.shape[0], np.nan)
-    for start in range(0, x.shape[0], 1024):
-        own = labels[start : start + 1024]
-        rows = x[start : start + 1024].astype(np.float64)
-        nearby = centroids[xp.maximum(own, 0)].astype(np.float64)  # all k in float64 may be too many
-        if metric == "cosine":
-            rows, nearby = _unit64(xp, rows), _unit64(xp, nearby)
-        gap = rows - nearby
-        square = (gap * gap).sum(axis=1)
-        value = square / 2 if metric == "cosine" else xp.sqrt(square)
-        out[start : start + 1024] = xp.where(own >= 0, value, np.nan)
-    return out
-
-
-def _unit64(xp: Any, rows: Array) -> Array:
-    norms = xp.sqrt((rows * rows).sum(axis=1))
-    norms[norms == 0] = 1
-    return rows / norms[:, None]
-
-
-def segment_sums(x: Array, labels: Array, n_clusters: int) -> tuple[Array, Array]:
+def segment_sums(
+    x: Array, labels: Array, n_clusters: int, before: tuple[Array, Partial] | None = None
+) -> tuple[Array, Array]:
     """Return (sums (k, d) float64, counts (k,) int64) of the rows of each cluster; label -1 is left out.
 
     A product with the sparse (k, m) indicator matrix whose rows list their members in ascending order:
     the order of every sum is fixed, on the host and on a GPU.
+
+    Parameters
+    ----------
+    before
+        Other labels of the same rows with their sums: only clusters whose members changed are added up
+        again, to the same bits.
     """
     xp, sparse = namespace_of(x), sparse_of(x)
     order = xp.argsort(labels, kind="stable")
-    outside = int((labels < 0).sum())
-    order = order[outside:]
+    order = order[int((labels < 0).sum()) :]
     counts = xp.bincount(labels[order], minlength=n_clusters).astype(np.int64)
-    starts = xp.zeros(n_clusters + 1, dtype=np.int64)
-    xp.cumsum(counts, out=starts[1:])
-    members = sparse.csr_matrix((xp.ones(order.shape[0]), order, starts), shape=(n_clusters, x.shape[0]))
-    sums = xp.zeros((n_clusters, x.shape[1]))
+    if before is None:
+        sums = xp.zeros((n_clusters, x.shape[1]))
+        touched = slice(None)
+        ends = xp.cumsum(counts)
+    else:
+        old_labels, old = before
+        sums = old.sums.copy()
+        moved = xp.nonzero(labels != old_labels)[0]
+        touched = xp.unique(xp.concatenate([labels[moved], old_labels[moved]]))
+        touched = touched[touched >= 0]
+        if not len(touched):
+            return sums, counts
+        is_touched = xp.zeros(n_clusters + 1, dtype=bool)
+        is_touched[touched] = True
+        order = order[is_touched[labels[order]]]
+        ends = xp.cumsum(counts[touched])
+    starts = xp.concatenate([xp.zeros(1, dtype=np.int64), ends])
+    shape = (len(starts) - 1, x.shape[0])
+    members = sparse.csr_matrix((xp.ones(order.shape[0]), order, starts), shape=shape)
     width = max(1, (1 << 22) // max(1, x.shape[0]))  # float64 copies of a few columns at a time
     for start in range(0, x.shape[1], width):
-        sums[:, start : start + width] = members @ x[:, start : start + width].astype(np.float64)
+        columns = slice(start, start + width)
+        sums[touched, columns] = members @ x[:, columns].astype(np.float64)
     return sums, counts
 
 
-def step_chunk(x: Array, centroids: Array, metric: str) -> Partial:
-    """Return what the rows ``x`` (m, d) contribute to the update of ``centroids`` (k, d)."""
-    labels, objective = nearest(x, centroids, metric)
-    sums, counts = segment_sums(x, labels, centroids.shape[0])
-    return Partial(sums, counts, objective)
+def step_chunk(
+    x: Array, scorer: Scorer, last: Last | None = None, moves: Array | None = None
+) -> Last:
+    """Return what the rows ``x`` (m, d) contribute to the update of the scorer's centroids.
+
+    Parameters
+    ----------
+    last
+        What the call of the last pass returned for the same rows; None: everything is computed anew. The
+        result is the same to the bit.
+    moves
+        (k,) float64: how far each centroid has moved since.
+    """
+    k = scorer.centroids.shape[0]
+    if last is None or moves is None:
+        assignment = assign(x, scorer)
+        sums, counts = segment_sums(x, assignment.labels, k)
+        return Last(assignment, Partial(sums, counts, sum_of_squares(x)))
+    assignment = reassign(x, scorer, last.assignment, moves)
+    if last.partial is None:
+        sums, counts = segment_sums(x, assignment.labels, k)
+        return Last(assignment, Partial(sums, counts, sum_of_squares(x)))
+    sums, counts = segment_sums(x, assignment.labels, k, (last.assignment.labels, last.partial))
+    return Last(assignment, Partial(sums, counts, last.partial.squares))
+
+
+def sum_of_squares(x: Array) -> float:
+    """Return the sum of the squared lengths of rows, in float64."""
+    total = 0.0
+    for start in range(0, x.shape[0], 4096):
+        wide = x[start : start + 4096].astype(np.float64).ravel()
+        total += float(wide @ wide)
+    return total
 
 
 def combine(partials: Sequence[Partial]) -> Partial:
     """Add partials up, in the order given."""
-    sums, counts, objective = partials[0].sums.copy(), partials[0].counts.copy(), partials[0].objective
+    sums, counts, squares = partials[0].sums.copy(), partials[0].counts.copy(), partials[0].squares
     for part in partials[1:]:
         sums += part.sums
         counts += part.counts
-        objective += part.objective
-    return Partial(sums, counts, objective)
+        squares += part.squares
+    return Partial(sums, counts, squares)
 
 
-def finalize(total: Partial, centroids: Array, metric: str) -> Array:
-    """Return the updated centroids (k, d) float32; those of empty clusters are left as they were."""
+def objective_of(total: Partial, centroids: Array) -> float:
+    """Return the sum of squared L2 distances of rows to ``centroids`` (k, d), from the sums of the rows."""
+    xp = namespace_of(centroids)
+    objective = total.squares
+    for start in range(0, centroids.shape[0], 4096):
+        wide = centroids[start : start + 4096].astype(np.float64)
+        lengths = xp.einsum("ij,ij->i", wide, wide)
+        cross = xp.einsum("ij,ij->i", wide, total.sums[start : start + 4096])
+        objective += float((total.counts[start : start + 4096] * lengths - 2 * cross).sum())
+    return max(objective, 0.0)
+
+
+def moves_of(before: Array, after: Array) -> Array:
+    """Return how far each centroid has moved, (k,) float64."""
+    xp = namespace_of(after)
+    out = xp.empty(after.shape[0])
+    for start in range(0, after.shape[0], 4096):
+        stop = start + 4096
+        gap = after[start:stop].astype(np.float64) - before[start:stop].astype(np.float64)
+        out[start:stop] = xp.sqrt(xp.einsum("ij,ij->i", gap, gap))
+    return out
+
+
+def finalize(total: Partial, centroids: Array, metric: str, step: float = 1.0) -> Array:
+    """Return the updated centroids (k, d) float32; those of empty clusters are left as they were.
+
+    Parameters
+    ----------
+    step
+        1: the means. In (1, 2): as many times as far (over-relaxation); for L2 the objective of the
+        given assignment falls all the same.
+    """
     xp = namespace_of(centroids)
     weight = total.counts
     if metric == "cosine":
         weight = xp.sqrt((total.sums * total.sums).sum(axis=1))
     alive = (total.counts > 0) & (weight > 0)
     updated = total.sums / xp.where(alive, weight, 1)[:, None]
+    if step != 1:
+        updated = centroids + step * (updated - centroids)
+        if metric == "cosine":
+            length = xp.sqrt((updated * updated).sum(axis=1))
+            alive &= length > 0
+            updated /= xp.where(alive, length, 1)[:, None]
     return xp.where(alive[:, None], updated, centroids).astype(np.float32)
 
 
@@ -202,7 +179,7 @@ class Farthest(NamedTuple):
 
 def farthest_rows(x: Array, rows: Array, centroids: Array, metric: str, count: int) -> Farthest:
     """Return the ``count`` rows farthest from their nearest centroid, ties by row number."""
-    labels, _ = nearest(x, centroids, metric)
+    labels = nearest(x, centroids, metric)
     distance = own_distances(x, centroids, labels, metric)
     return merge_farthest([Farthest(distance, rows, x)], count)
 
@@ -279,9 +256,15 @@ def lloyd(
     """
     previous: float | None = None
     first_rows = np.cumsum([0] + [block.shape[0] for block in blocks])
-    updates = 0
+    last: list[Last | None] = [None] * len(blocks)
+    moves = None
+    updates, objective = 0, 0.0
     for _ in range(n_iters):
-        total = tree_combine([step_chunk(block, centroids, metric) for block in blocks])
+        scorer = Scorer(centroids, metric)
+        passed = [step_chunk(block, scorer, item, moves) for block, item in zip(blocks, last, strict=True)]
+        last = list(passed)
+        total = tree_combine([item.partial for item in passed if item.partial is not None])
+        objective = objective_of(total, centroids)
         updated = finalize(total, centroids, metric)
         empty = to_host(total.counts == 0).nonzero()[0]
         if empty.size:
@@ -295,11 +278,12 @@ def lloyd(
             updated = reseed(updated, empty, far)
         updates += 1
         same = bool((updated == centroids).all())
+        moves = moves_of(centroids, updated)
         centroids = updated
-        if same or fits_tol(previous, total.objective, tol):
+        if same or fits_tol(previous, objective, tol):
             break
-        previous = total.objective
-    return Fit(centroids, updates, previous if previous is not None else 0.0)
+        previous = objective
+    return Fit(centroids, updates, objective)
 
 
 def _numbers(block: Array, first: int) -> Array:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskcurate.kernels import lloyd
+from daskcurate.kernels import assign, lloyd
 
 METRICS = ("l2", "cosine")
 
@@ -21,7 +21,7 @@ def oracle_distances(x, centroids, metric):
 
 def make(rng, m, d, metric, offset=0.0):
     x = (rng.standard_normal((m, d)) + offset).astype(np.float32)
-    return lloyd.unit_rows(x) if metric == "cosine" and m else x
+    return assign.unit_rows(x) if metric == "cosine" and m else x
 
 
 @st.composite
@@ -43,18 +43,19 @@ def problems(draw):
 def test_nearest_finds_the_nearest_centroid(problem):
     x, centroids, metric = problem
     distances = oracle_distances(x, centroids, metric)
-    labels, objective = lloyd.nearest(x, centroids, metric)
+    labels = lloyd.nearest(x, centroids, metric)
     found = distances[np.arange(len(x)), labels]
     assert labels.dtype == np.int32
-    np.testing.assert_allclose(found, distances.min(axis=1), atol=2e-5, rtol=2e-5)
-    np.testing.assert_allclose(objective, distances.min(axis=1).sum(), atol=1e-3, rtol=1e-4)
+    np.testing.assert_allclose(found, distances.min(axis=1), atol=1e-6, rtol=1e-6)
+    total = lloyd.step_chunk(x, assign.Scorer(centroids, metric)).partial
+    np.testing.assert_allclose(lloyd.objective_of(total, centroids), found.sum(), atol=1e-5, rtol=1e-5)
 
 
 @settings(max_examples=100, deadline=None)
 @given(problems())
 def test_own_distances_are_exact(problem):
     x, centroids, metric = problem
-    labels, _ = lloyd.nearest(x, centroids, metric)
+    labels = lloyd.nearest(x, centroids, metric)
     square = oracle_distances(x, centroids, metric)[np.arange(len(x)), labels]
     expected = square / 2 if metric == "cosine" else np.sqrt(square)
     np.testing.assert_allclose(
@@ -69,9 +70,10 @@ def test_own_distances_are_exact(problem):
 def test_one_update_is_the_means_whatever_the_chunks(problem, cuts):
     x, centroids, metric = problem
     edges = sorted({0, len(x), *(min(c, len(x)) for c in cuts)})
-    parts = [lloyd.step_chunk(x[a:b], centroids, metric) for a, b in zip(edges[:-1], edges[1:], strict=True)]
-    total = lloyd.tree_combine(parts)
-    labels, _ = lloyd.nearest(x, centroids, metric)
+    scorer = assign.Scorer(centroids, metric)
+    spans = zip(edges[:-1], edges[1:], strict=True)
+    total = lloyd.tree_combine([lloyd.step_chunk(x[a:b], scorer).partial for a, b in spans])
+    labels = lloyd.nearest(x, centroids, metric)
     assert total.counts.tolist() == np.bincount(labels, minlength=len(centroids)).tolist()
     updated = lloyd.finalize(total, centroids, metric)
     for j in range(len(centroids)):
@@ -89,7 +91,7 @@ def test_rows_far_from_the_origin_are_told_apart():
     rng = np.random.default_rng(0)
     x = (rng.standard_normal((500, 8)) + 5000).astype(np.float32)
     centroids = x[:20]
-    labels, _ = lloyd.nearest(x, centroids, "l2")
+    labels = lloyd.nearest(x, centroids, "l2")
     distances = oracle_distances(x, centroids, "l2")
     np.testing.assert_allclose(distances[np.arange(500), labels], distances.min(axis=1), rtol=1e-4, atol=1e-3)
 
@@ -100,7 +102,7 @@ def test_equal_rows_get_equal_distances_wherever_they_stand(metric):
     x = make(rng, 4001, 33, metric)
     x[[0, 1023, 1024, 1500, 4000]] = x[7]
     centroids = make(rng, 5, 33, metric)
-    labels, _ = lloyd.nearest(x, centroids, metric)
+    labels = lloyd.nearest(x, centroids, metric)
     found = lloyd.own_distances(x, centroids, labels, metric)[[0, 7, 1023, 1024, 1500, 4000]]
     assert len(set(found.tolist())) == 1
 
@@ -123,7 +125,7 @@ def test_the_loop_never_raises_the_objective(metric):
     centroids = x[:15]
     last = np.inf
     for _ in range(8):
-        labels, _ = lloyd.nearest(x, centroids, metric)
+        labels = lloyd.nearest(x, centroids, metric)
         inertia = lloyd.inertia_of(x, centroids, labels, metric)
         assert inertia <= last * (1 + 1e-6)
         last = inertia
@@ -152,14 +154,14 @@ def test_empty_clusters_move_to_the_farthest_rows():
     x = np.array([[0, 0], [1, 0], [0, 1], [30, 0], [0, 50]], dtype=np.float32)
     far_away = np.array([[0, 0], [1e4, 1e4], [-1e4, 1e4]], dtype=np.float32)
     fit = lloyd.lloyd([x], far_away, "l2", 20)
-    labels, _ = lloyd.nearest(x, fit.centroids, "l2")
+    labels = lloyd.nearest(x, fit.centroids, "l2")
     assert np.bincount(labels, minlength=3).tolist() == [3, 1, 1]
 
 
 def test_more_clusters_than_distinct_rows_leave_some_empty():
     x = np.repeat(np.eye(2, dtype=np.float32), 5, axis=0)
     fit = lloyd.lloyd([x], np.zeros((4, 2), np.float32), "l2", 20)
-    labels, _ = lloyd.nearest(x, fit.centroids, "l2")
+    labels = lloyd.nearest(x, fit.centroids, "l2")
     assert len(set(labels.tolist())) == 2
     assert np.isfinite(fit.centroids).all()
 
@@ -188,12 +190,12 @@ def test_float16_rows_are_summed_in_float64():
 
 def test_unit_rows_keep_zero_rows_and_equal_rows():
     x = np.array([[3, 4], [0, 0], [3, 4]], dtype=np.float16)
-    unit = lloyd.unit_rows(x)
+    unit = assign.unit_rows(x)
     assert unit.dtype == np.float32
     np.testing.assert_allclose(unit, [[0.6, 0.8], [0, 0], [0.6, 0.8]], rtol=1e-7)
 
 
 def test_tile_rows_depend_on_k_alone():
-    assert lloyd.tile_rows(1) == 1024
-    assert lloyd.tile_rows(10**7) == 32
-    assert lloyd.tile_rows(0) == 1024
+    assert assign.tile_rows(1) == 1024
+    assert assign.tile_rows(10**7) == 256
+    assert assign.tile_rows(0) == 1024

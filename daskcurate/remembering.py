@@ -1,0 +1,90 @@
+"""What a worker process remembers of its last pass over a block, to do less in the next.
+
+This is a cache and nothing more: a pass returns the same to the bit whether or not the last one is
+remembered, so that it does not matter which worker gets a block, or whether one was lost.
+"""
+
+import threading
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from daskcurate.kernels.assign import Assignment, Scorer, assign, reassign
+from daskcurate.kernels.lloyd import Last, Partial, moves_of, step_chunk
+
+LIMIT_BYTES = 96 << 20
+"""Memory for it in one worker process; what was used longest ago goes first."""
+PARTIAL_SHARE = 4
+"""Sums are remembered where they take at most this fraction (1 / n) of the block's own bytes."""
+
+_lock = threading.Lock()
+_entries: "OrderedDict[tuple[str, int], _Entry]" = OrderedDict()
+_used = 0
+
+
+class _Entry(NamedTuple):
+    centroids: np.ndarray
+    assignment: Assignment
+    partial: Partial | None
+    nbytes: int
+
+
+def assign_block(block: Any, scorer: Scorer, rows_name: str) -> Assignment:
+    """Return the nearest centroids of a block's rows.
+
+    Parameters
+    ----------
+    block
+        A :class:`daskcurate.rows.Block`.
+    rows_name
+        What the block was cut from: with its first row number it names the block.
+    """
+    before = _recall(block, scorer, rows_name)
+    if before is None:
+        found = assign(block.rows, scorer)
+    else:
+        found = reassign(block.rows, scorer, before.assignment, moves_of(before.centroids, scorer.centroids))
+    _keep(block, scorer, rows_name, found, None)
+    return found
+
+
+def step_block(block: Any, scorer: Scorer, rows_name: str) -> Partial:
+    """Return what a block's rows contribute to the update of the centroids; arguments as above."""
+    before = _recall(block, scorer, rows_name)
+    last = moves = None
+    if before is not None:
+        last = Last(before.assignment, before.partial)
+        moves = moves_of(before.centroids, scorer.centroids)
+    found = step_chunk(block.rows, scorer, last, moves)
+    _keep(block, scorer, rows_name, found.assignment, found.partial)
+    assert found.partial is not None
+    return found.partial
+
+
+def _recall(block: Any, scorer: Scorer, rows_name: str) -> _Entry | None:
+    if not len(block.numbers):
+        return None
+    with _lock:
+        entry = _entries.get((rows_name, int(block.numbers[0])))
+    if entry is None or entry.centroids.shape != scorer.centroids.shape:
+        return None
+    return entry if len(entry.assignment.labels) == len(block.rows) else None
+
+
+def _keep(block: Any, scorer: Scorer, rows_name: str, found: Assignment, partial: Partial | None) -> None:
+    global _used
+    if not len(block.numbers):
+        return
+    if partial is not None and partial.sums.nbytes * PARTIAL_SHARE > block.rows.nbytes:
+        partial = None
+    nbytes = found.labels.nbytes + found.second.nbytes + (partial.sums.nbytes if partial else 0)
+    key = (rows_name, int(block.numbers[0]))
+    with _lock:
+        if key in _entries:
+            _used -= _entries.pop(key).nbytes
+        if nbytes <= LIMIT_BYTES:
+            _entries[key] = _Entry(scorer.centroids, found, partial, nbytes)
+            _used += nbytes
+        while _used > LIMIT_BYTES:
+            _used -= _entries.popitem(last=False)[1].nbytes
