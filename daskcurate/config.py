@@ -17,6 +17,7 @@ from typing import Any
 import xxhash
 
 METRICS = ("l2", "cosine")
+ALGORITHMS = ("lloyd", "fast", "two-level")
 INITS = ("k-means++", "k-means||", "random")
 SAMPLE_STRATEGIES = ("closest", "random")
 PICK_STRATEGIES = ("random", "closest", "furthest")
@@ -95,6 +96,8 @@ class KMeansConfig(Config):
     """``l2``, or ``cosine`` for spherical k-means."""
     init: str = "k-means++"
     """``k-means++`` (greedy), ``k-means||``, ``random``, or ``array`` (centroids passed as an input)."""
+    algorithm: str = "lloyd"
+    """``lloyd`` (every row against every centroid), ``fast`` or ``two-level``; see :func:`daskcurate.kmeans`."""
     n_iters: int = 50
     """Lloyd updates; fewer only where one changes nothing, or ``tol`` is reached."""
     tol: float | None = None
@@ -116,6 +119,7 @@ class KMeansConfig(Config):
         check_choice("metric", self.metric, METRICS)
         if self.init != "array":
             check_choice("init", self.init, INITS)
+        check_choice("algorithm", self.algorithm, ALGORITHMS)
         self._set("n_iters", check_int("n_iters", self.n_iters, 0))
         if self.tol is not None:
             self._set("tol", check_number("tol", self.tol, 0, math.inf))

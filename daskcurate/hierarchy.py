@@ -159,6 +159,7 @@ def hierarchical_kmeans(
     sample_strategy: str = "closest",
     metric: str = "l2",
     init: Any = "k-means++",
+    algorithm: str = "lloyd",
     n_iters: int = 50,
     tol: float | None = None,
     n_init: int = 1,
@@ -182,7 +183,7 @@ def hierarchical_kmeans(
         Parts into which each cluster of a level is split by a k-means of its own; 1 or None: no split.
     sample_strategy
         ``closest`` rows to the centroid, or ``random`` ones.
-    metric, init, n_iters, tol, n_init, seed
+    metric, init, algorithm, n_iters, tol, n_init, seed
         See :func:`daskcurate.kmeans`; ``init`` is a name.
     within
         Selection (or boolean mask) of the rows to cluster.
@@ -217,6 +218,7 @@ def hierarchical_kmeans(
             n_clusters=k,
             metric=metric,
             init=init,
+            algorithm=algorithm,
             n_iters=n_iters,
             tol=tol,
             n_init=n_init,

@@ -10,7 +10,10 @@ import dask.array as da
 import numpy as np
 
 from daskcurate.config import INITS, METRICS, KMeansConfig, check_choice
-from daskcurate.lloyd_loop import Assigned, assign_blocks, fit
+from daskcurate.fast_loop import assign_two_level
+from daskcurate.fitting import fit, fits_one_task
+from daskcurate.kernels.draws import derive_seed
+from daskcurate.lloyd_loop import Assigned, assign_blocks
 from daskcurate.nodes import GivenArray, Stage, checked_embeddings
 from daskcurate.planning import Limits, StagePlan, kmeans_plan
 from daskcurate.resampling import resample
@@ -154,6 +157,11 @@ class Clustering(Stage):
         return float(self.attributes["inertia"])
 
     @property
+    def recall(self) -> float:
+        """Share of a sample of rows whose label is the nearest centroid; 1 but for ``two-level``."""
+        return float(self.attributes.get("recall", 1.0))
+
+    @property
     def chunk_rows(self) -> int:
         """Rows of a chunk of labels."""
         parent = self.parent
@@ -265,8 +273,16 @@ class Clustering(Stage):
         self, run: Any, blocks: RowBlocks, centroids: str, k: int, source: RowSource
     ) -> dict[str, Any]:
         """Assign every row to the final centroids and write all arrays."""
+        config = self.config
+        if config.algorithm == "two-level" and not fits_one_task(blocks, k):
+            seed = derive_seed(config.seed, "assign", k)
+            assigned, sizes, recall = assign_two_level(
+                run, blocks, centroids, k, config.metric, seed, "final"
+            )
+            figures = write_clustering(run, blocks, assigned, centroids, sizes, source)
+            return {**figures, "recall": recall}
         assigned, centroids, sizes = assign_blocks(
-            run, blocks, centroids, k, self.config.metric, "final", reseed=True
+            run, blocks, centroids, k, config.metric, "final", reseed=True
         )
         return write_clustering(run, blocks, assigned, centroids, sizes, source)
 
@@ -321,6 +337,7 @@ def kmeans(
     *,
     metric: str = "l2",
     init: Any = "k-means++",
+    algorithm: str = "lloyd",
     n_iters: int = 50,
     tol: float | None = None,
     n_init: int = 1,
@@ -340,8 +357,18 @@ def kmeans(
     init
         ``k-means++`` (greedy; on a uniform sample where the rows exceed 128 MiB), ``k-means||`` (out of
         core), ``random``, or an array of centroids (n_clusters, d).
+    algorithm
+        ``lloyd``: each update compares every row with every centroid. ``fast``: seeds in two levels, then
+        passes that compare a row with a few hundred near centroids and move these beyond the means
+        (over-relaxation), until at most 1 % of the rows change cluster; then two updates with all
+        centroids. Labels are exact as with ``lloyd``; the inertia is about that of 20 Lloyd updates or
+        better, for a tenth of the work and less the larger n_clusters is. ``two-level``: the same without
+        the exact passes, for 100 000 clusters and more; labels are the nearest of those compared, and
+        ``recall`` says how many of a sample of rows have the exact one. Problems so small that one task
+        solves them are solved by ``lloyd`` whatever is given.
     n_iters
-        Lloyd updates; fewer only where an update changes nothing, or ``tol`` is reached.
+        Lloyd updates; fewer only where an update changes nothing, or ``tol`` is reached. For the other
+        algorithms the passes at most.
     tol
         Stop when the objective falls by less than this fraction of itself.
     n_init
@@ -364,7 +391,14 @@ def kmeans(
     else:
         check_choice("init", init, INITS)  # the config knows "array" as well, which stands for a real one
     config = KMeansConfig(
-        n_clusters=n_clusters, metric=metric, init=name, n_iters=n_iters, tol=tol, n_init=n_init, seed=seed
+        n_clusters=n_clusters,
+        metric=metric,
+        init=name,
+        algorithm=algorithm,
+        n_iters=n_iters,
+        tol=tol,
+        n_init=n_init,
+        seed=seed,
     )
     if config.n_clusters > len(emb):
         raise ValueError(

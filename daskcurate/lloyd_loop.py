@@ -8,6 +8,7 @@ A scratch name stands for one content, for ever: a task that runs twice (its wor
 client's tasks are still at work) writes again what is there. The last iteration's array is kept only.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,16 +18,9 @@ from dask.delayed import Delayed
 from daskcurate.config import KMeansConfig
 from daskcurate.kernels import lloyd
 from daskcurate.kernels.assign import Scorer, own_distances
-from daskcurate.kernels.draws import derive_seed
 from daskcurate.remembering import assign_block, step_block
 from daskcurate.rows import Block, RowBlocks, add, tree
-from daskcurate.seeds import seed_centroids
 from daskcurate.store import read_block, write_scratch
-
-LOCAL_BYTES = 32 << 20
-"""Rows up to this size (float32) may be clustered whole in one task ..."""
-LOCAL_OPERATIONS = 4_000_000_000
-"""... if one iteration is also no more work than this: rounds over the cluster would take longer."""
 
 
 class Assigned(NamedTuple):
@@ -61,112 +55,31 @@ def scorer_task(run: Any, name: str, metric: str) -> Delayed:
     return run.task(_read_scorer, run.scratch(name), metric, name="centroids", key=name)
 
 
-def fits_one_task(blocks: RowBlocks, k: int) -> bool:
-    """Return whether one task clusters the rows faster than rounds over the cluster would."""
-    return blocks.nbytes <= LOCAL_BYTES and 2 * len(blocks) * k * (blocks.dim + 8) <= LOCAL_OPERATIONS
-
-
-def fit(
-    run: Any,
-    blocks: RowBlocks,
-    k: int,
-    config: KMeansConfig,
-    step: int,
-    base: str | None,
-    given: np.ndarray | None,
-    share: tuple[float, float],
-    what: str,
-) -> str:
-    """Run k-means from scratch on ``blocks``; return the name of the scratch array of the best centroids.
-
-    Parameters
-    ----------
-    step
-        0 for the initial k-means, then the number of the resampling step.
-    base
-        Scratch array of the last finished step: kept in the checkpoint, so that a resumed run has it.
-    share
-        Start and length of this fit in the stage's progress, as fractions.
-    what
-        What the progress display says before "iteration".
-    """
-    best, best_inertia = "", np.inf
-    saved = run.checkpoint
-    resumed = saved if saved.get("step") == step and "restart" in saved else {}
-    if resumed:
-        best, best_inertia = resumed["best"], resumed["best_inertia"] if resumed["best"] else np.inf
-    local = fits_one_task(blocks, k)
-    for restart in range(int(resumed.get("restart", 0)), config.n_init):
-        name = f"s{step}-r{restart}"
-        state = {
-            "step": step,
-            "base": base,
-            "restart": restart,
-            "best": best,
-            "best_inertia": _json(best_inertia),
-        }
-        seed = derive_seed(config.seed, "kmeans", k, step, restart)
-        progress = (share[0] + share[1] * restart / config.n_init, share[1] / config.n_init)
-        if resumed.get("restart") == restart and "iteration" in resumed:
-            found = _iterate(run, blocks, config, name, state, resumed, progress, what)
-        else:
-            run.note(progress[0], f"{what}seeding")
-            seeds = seed_centroids(run, blocks, k, config, seed, f"{name}-seeds", given)
-            if local:
-                found = _fit_local(run, blocks, config, seeds, name)
-            else:
-                start = {"iteration": 0, "current": seeds, "previous": None}
-                found = _iterate(run, blocks, config, name, state, start, progress, what)
-        if config.n_init == 1:
-            return found
-        inertia = _inertia(run, blocks, found, config.metric)
-        if inertia < best_inertia:
-            best, best_inertia = found, inertia
-        run.save(step=step, base=base, restart=restart + 1, best=best, best_inertia=_json(best_inertia))
-    return best
-
-
-def _json(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
-def _fit_local(run: Any, blocks: RowBlocks, config: KMeansConfig, seeds: str, name: str) -> str:
-    """Run Lloyd's whole loop in one task."""
-    fitted = run.task(
-        _lloyd_whole, list(blocks.blocks), run.scratch(seeds), config.metric, config.n_iters, config.tol,
-        run.scratch(name), name="kmeans-whole", key=name,
-    )  # fmt: skip
-    run.gather([fitted], "k-means in one task")
-    return name
-
-
-def _lloyd_whole(
-    blocks: list[Block], seeds: str, metric: str, n_iters: int, tol: Any, url: str
-) -> int:
-    found = lloyd.lloyd([block.rows for block in blocks], read_centroids(seeds), metric, n_iters, tol)
-    write_scratch(url, found.centroids)
-    return found.n_updates
-
-
-def _iterate(
+def iterate_lloyd(
     run: Any,
     blocks: RowBlocks,
     config: KMeansConfig,
     name: str,
     state: dict[str, Any],
     start: dict[str, Any],
-    progress: tuple[float, float],
-    what: str,
+    note: Callable[[float, str], None],
 ) -> str:
-    """Run Lloyd's loop over the cluster from a saved iteration; return the last centroids' scratch name."""
+    """Run Lloyd's loop over the cluster from a saved iteration; return the last centroids' scratch name.
+
+    Parameters
+    ----------
+    state
+        What the checkpoint keeps besides.
+    start
+        Where to go on: iteration, current (a scratch array of centroids), previous (objective or None).
+    note
+        Called with the fraction done and a text.
+    """
     current, previous = start["current"], start["previous"]
     for iteration in range(int(start["iteration"]), config.n_iters):
-        run.note(
-            progress[0] + progress[1] * iteration / config.n_iters,
-            f"{what}iteration {iteration + 1}/{config.n_iters}",
-        )
+        note(iteration / config.n_iters, f"iteration {iteration + 1}/{config.n_iters}")
         before = current
-        current, update = _update(run, blocks, config.metric, before, f"{name}-{iteration}")
+        current, update = update_once(run, blocks, config.metric, before, f"{name}-{iteration}")
         done = update.same or lloyd.fits_tol(previous, update.objective, config.tol)
         previous = update.objective
         reached = config.n_iters if done else iteration + 1
@@ -177,14 +90,16 @@ def _iterate(
     return current
 
 
-def _update(run: Any, blocks: RowBlocks, metric: str, current: str, key: str) -> tuple[str, Update]:
+def update_once(
+    run: Any, blocks: RowBlocks, metric: str, current: str, key: str, step: float = 1.0
+) -> tuple[str, Update]:
     """Do one Lloyd update over all blocks; return the name of the scratch array of the new centroids."""
     scorer = scorer_task(run, current, metric)
     partials = blocks.map(run, step_block, scorer, blocks.name, name="kmeans-step", key=key)
     total = tree(run, lloyd.combine, partials, name="kmeans-combine", key=key)
     url = run.scratch(key)
     update = run.gather(
-        [run.task(_finalize, total, scorer, url, name="kmeans-update", key=key)], "iteration"
+        [run.task(_finalize, total, scorer, url, step, name="kmeans-update", key=key)], "iteration"
     )[0]
     if not update.empty.size:
         return key, update
@@ -194,9 +109,9 @@ def _update(run: Any, blocks: RowBlocks, metric: str, current: str, key: str) ->
     return reseeded, update._replace(same=update.same and not moved)
 
 
-def _finalize(total: lloyd.Partial, scorer: Scorer, url: str) -> Update:
+def _finalize(total: lloyd.Partial, scorer: Scorer, url: str, step: float) -> Update:
     centroids = scorer.centroids
-    updated = lloyd.finalize(total, centroids, scorer.metric)
+    updated = lloyd.finalize(total, centroids, scorer.metric, step)
     write_scratch(url, updated)
     objective = lloyd.objective_of(total, centroids)
     return Update(objective, np.flatnonzero(total.counts == 0), bool((updated == centroids).all()))
@@ -217,9 +132,7 @@ def _reseed(
     Returns how many were moved: no more than there are rows away from their centroid.
     """
     scorer = scorer_task(run, current, metric)
-    far = blocks.map(
-        run, _farthest, scorer, blocks.name, int(empty.size), name="kmeans-farthest", key=key
-    )
+    far = blocks.map(run, _farthest, scorer, blocks.name, int(empty.size), name="kmeans-farthest", key=key)
     merged = tree(
         run, partial(_merge_farthest, limit=int(empty.size)), far, name="kmeans-farthest-merge", key=key
     )
@@ -242,22 +155,24 @@ def _move(source: str, target: str, empty: np.ndarray, far: lloyd.Farthest) -> i
     return len(far.row)
 
 
-def _inertia(run: Any, blocks: RowBlocks, name: str, metric: str) -> float:
-    """Return the inertia of ``blocks`` with the centroids of scratch array ``name``."""
-    scorer = scorer_task(run, name, metric)
-    parts = blocks.map(run, _block_inertia, scorer, blocks.name, name="kmeans-inertia", key=name)
-    return float(np.sum(run.gather(parts, "inertia")))
+def assigned_block(block: Block, scorer: Scorer, rows_name: str) -> Assigned:
+    """Assign the rows of a block to their nearest centroids."""
+    return assigned_rows(block, assign_block(block, scorer, rows_name).labels, scorer)
 
 
-def _assigned(block: Block, scorer: Scorer, rows_name: str) -> Assigned:
-    labels = assign_block(block, scorer, rows_name).labels
+def assigned_rows(block: Block, labels: np.ndarray, scorer: Scorer) -> Assigned:
+    """Return labels with the distances to the centroids that they name."""
     distances = own_distances(block.rows, scorer.centroids, labels, scorer.metric)
     square = 2 * distances if scorer.metric == "cosine" else distances * distances
     return Assigned(labels, distances, float(square.sum()))
 
 
-def _block_inertia(block: Block, scorer: Scorer, rows_name: str) -> float:
-    return _assigned(block, scorer, rows_name).inertia
+def count_sizes(run: Any, assigned: Sequence[Delayed], k: int, key: str) -> np.ndarray:
+    """Return the rows of each cluster, (k,) int64."""
+    counts = [
+        run.task(_sizes, item, k, name="cluster-sizes", key=f"{key}-{i}") for i, item in enumerate(assigned)
+    ]
+    return run.gather([tree(run, add, counts, name="cluster-sizes-add", key=key)])[0]
 
 
 def _sizes(found: Assigned, k: int) -> np.ndarray:
@@ -280,13 +195,9 @@ def assign_blocks(
         tag = f"{key}-{turn}"
         scorer = scorer_task(run, centroids, metric)
         assigned = run.persist(
-            blocks.map(run, _assigned, scorer, blocks.name, name="kmeans-assign", key=tag), "assign"
+            blocks.map(run, assigned_block, scorer, blocks.name, name="kmeans-assign", key=tag), "assign"
         )
-        counts = [
-            run.task(_sizes, item, k, name="cluster-sizes", key=f"{tag}-{i}")
-            for i, item in enumerate(assigned)
-        ]
-        sizes = run.gather([tree(run, add, counts, name="cluster-sizes-add", key=tag)])[0]
+        sizes = count_sizes(run, assigned, k, tag)
         empty = np.flatnonzero(sizes == 0)
         if not reseed or not empty.size or turn == RESEED_ROUNDS - 1:
             break

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from dask.delayed import Delayed
 
-from daskcurate.kernels.draws import row_uniform
 from daskcurate.kernels.assign import own_distances
+from daskcurate.kernels.draws import row_uniform
 from daskcurate.regroup import Labelled, rank_in_cluster
 from daskcurate.rows import RowSource, add, tree
 from daskcurate.store import open_array, read_block, write_block, write_scratch

@@ -34,7 +34,9 @@ def resample(
         ]
     )
     kept = [(block, count) for block, count in zip(taken, counts, strict=True) if count]
-    return keep_if_small(run, RowBlocks([b for b, _ in kept], [n for _, n in kept], blocks.dim, run.scratch(key)))
+    return keep_if_small(
+        run, RowBlocks([b for b, _ in kept], [n for _, n in kept], blocks.dim, run.scratch(key))
+    )
 
 
 def _labelled(block: Block, found: Assigned, seed: int | None) -> Labelled:

@@ -170,6 +170,22 @@ def keep_if_small(run: Any, blocks: RowBlocks) -> RowBlocks:
     return RowBlocks(run.persist(blocks.blocks, "read rows"), blocks.counts, blocks.dim, blocks.name)
 
 
+def drawn_rows(run: Any, blocks: RowBlocks, count: int, seed: int, key: str) -> list[Any]:
+    """Return tasks that yield ``count`` distinct rows, drawn uniformly, block by block."""
+    drawn = np.sort(np.random.default_rng(seed).choice(len(blocks), size=count, replace=False))
+    edges = np.cumsum([0, *blocks.counts])
+    cuts = np.searchsorted(drawn, edges)
+    return [
+        run.task(_taken, block, drawn[cuts[i] : cuts[i + 1]] - edges[i], name="seed-rows", key=f"{key}-{i}")
+        for i, block in enumerate(blocks.blocks)
+        if cuts[i] < cuts[i + 1]
+    ]
+
+
+def _taken(block: Block, positions: np.ndarray) -> Block:
+    return Block(block.numbers[positions], block.rows[positions])
+
+
 def add(parts: Sequence[np.ndarray]) -> np.ndarray:
     """Return the sum of arrays of one shape, in the order given: what a :func:`tree` of sums combines with."""
     return np.sum(parts, axis=0)

@@ -6,10 +6,11 @@ import numpy as np
 
 from daskcurate.config import KMeansConfig
 from daskcurate.kernels import seeding
-from daskcurate.kernels.draws import derive_seed, row_uniform
 from daskcurate.kernels.assign import nearest, unit_rows
-from daskcurate.rows import Block, RowBlocks, add, tree
+from daskcurate.kernels.draws import derive_seed, row_uniform
+from daskcurate.rows import Block, RowBlocks, add, drawn_rows, tree
 from daskcurate.store import read_block, write_scratch
+from daskcurate.two_level import seed_two_level
 
 WHOLE_BYTES = 128 << 20
 """Rows (float32) that one seeding task takes; greedy k-means++ on more uses a uniform sample of this size."""
@@ -18,7 +19,15 @@ ROWS_PER_SEED = 4
 
 
 def seed_centroids(
-    run: Any, blocks: RowBlocks, k: int, config: KMeansConfig, seed: int, name: str, given: np.ndarray | None
+    run: Any,
+    blocks: RowBlocks,
+    k: int,
+    config: KMeansConfig,
+    seed: int,
+    name: str,
+    given: np.ndarray | None,
+    *,
+    two_level: bool = False,
 ) -> str:
     """Write k seeds to scratch array ``name`` and return the name.
 
@@ -26,16 +35,20 @@ def seed_centroids(
     ----------
     given
         (k', d) centroids for ``init="array"``; the first k are used.
+    two_level
+        Whether ``k-means++`` may be run in two levels: coarse clusters, then seeds within each.
     """
     url = run.scratch(name)
     if config.init == "array":
         assert given is not None
         write_scratch(url, unit_rows(given[:k]) if config.metric == "cosine" else given[:k])
     elif config.init == "random":
-        picked = _drawn_rows(run, blocks, k, seed, name)
+        picked = drawn_rows(run, blocks, k, seed, name)
         run.gather([run.task(_write_rows, picked, url, name="seed-random", key=name)], "seed")
     elif config.init == "k-means||":
         _scalable(run, blocks, k, seed, url, name)
+    elif two_level:
+        seed_two_level(run, blocks, k, config, seed, name)
     else:
         parts = list(blocks.blocks)
         if blocks.nbytes > WHOLE_BYTES:
@@ -44,25 +57,9 @@ def seed_centroids(
                 f"init='k-means++' runs on a uniform sample of {count} of {len(blocks)} rows: all of them would be "
                 f"{blocks.nbytes} bytes in one task; init='k-means||' reads every row"
             )
-            parts = _drawn_rows(run, blocks, count, seed, name)
+            parts = drawn_rows(run, blocks, count, seed, name)
         run.gather([run.task(_plusplus, parts, k, seed, url, name="seed-kmeans++", key=name)], "seed")
     return name
-
-
-def _drawn_rows(run: Any, blocks: RowBlocks, count: int, seed: int, key: str) -> list[Any]:
-    """Return tasks that yield ``count`` distinct rows, drawn uniformly, block by block."""
-    drawn = np.sort(np.random.default_rng(seed).choice(len(blocks), size=count, replace=False))
-    edges = np.cumsum([0, *blocks.counts])
-    cuts = np.searchsorted(drawn, edges)
-    return [
-        run.task(_take, block, drawn[cuts[i] : cuts[i + 1]] - edges[i], name="seed-rows", key=f"{key}-{i}")
-        for i, block in enumerate(blocks.blocks)
-        if cuts[i] < cuts[i + 1]
-    ]
-
-
-def _take(block: Block, positions: np.ndarray) -> Block:
-    return Block(block.numbers[positions], block.rows[positions])
 
 
 def _write_rows(blocks: list[Block], url: str) -> None:
@@ -76,7 +73,7 @@ def _plusplus(blocks: list[Block], k: int, seed: int, url: str) -> None:
 
 def _scalable(run: Any, blocks: RowBlocks, k: int, seed: int, url: str, key: str) -> None:
     """k-means||: rounds of oversampling over all rows, then weighted k-means++ on the candidates."""
-    candidates = run.gather(_drawn_rows(run, blocks, 1, seed, f"{key}-first"))[0].rows
+    candidates = run.gather(drawn_rows(run, blocks, 1, seed, f"{key}-first"))[0].rows
     shift = candidates[0]
     near: list[Any] = [None] * len(blocks.blocks)
     added = candidates
@@ -103,7 +100,7 @@ def _scalable(run: Any, blocks: RowBlocks, k: int, seed: int, url: str, key: str
         if len(added):
             candidates = np.concatenate([candidates, added])
     if len(candidates) < k:  # fewer candidates than seeds: top up with rows drawn uniformly
-        extra = run.gather(_drawn_rows(run, blocks, k, derive_seed(seed, "top up"), f"{key}-extra"))
+        extra = run.gather(drawn_rows(run, blocks, k, derive_seed(seed, "top up"), f"{key}-extra"))
         candidates = np.concatenate([candidates, *(block.rows for block in extra)])
     table = _candidates(run, candidates, f"{key}-all")
     parts = blocks.map(run, _weights, table, name="seed-weights", key=key)

@@ -14,9 +14,10 @@ import pandas as pd
 from dask.delayed import Delayed
 
 from daskcurate.config import KMeansConfig
+from daskcurate.fitting import fit
 from daskcurate.kernels import lloyd, seeding
 from daskcurate.kernels.draws import derive_seed
-from daskcurate.lloyd_loop import Assigned, assign_blocks, fit, read_centroids
+from daskcurate.lloyd_loop import Assigned, assign_blocks, read_centroids
 from daskcurate.regroup import contiguous_partitions, from_cells, regroup, to_cells
 from daskcurate.rows import Block, RowBlocks, RowSource, keep_if_small
 from daskcurate.store import write_block

@@ -5,7 +5,7 @@ import pytest
 from oracles import blobs, check_result
 
 import daskcurate as dc
-from daskcurate import lloyd_loop, splitting
+from daskcurate import fitting, splitting
 from daskcurate.kernels import assign, lloyd
 from daskcurate.kernels.draws import derive_seed
 from daskcurate.kernels.seeding import kmeans_plusplus
@@ -147,7 +147,7 @@ def test_hierarchies_are_the_same_in_one_task_and_in_many(client, pool, tmp_path
     emb = pool(blobs(5), chunk_rows=77)
     tree = dc.hierarchical_kmeans(emb, [40, 8], sample_sizes=[4, 2], n_resamples=2)
     local = dc.compute(tree, store=tmp_path / "a.zarr")
-    monkeypatch.setattr(lloyd_loop, "LOCAL_BYTES", 0)
+    monkeypatch.setattr(fitting, "LOCAL_BYTES", 0)
     spread = dc.compute(tree, store=tmp_path / "b.zarr")
     for one, other in zip(local.levels, spread.levels, strict=True):
         np.testing.assert_array_equal(one.centroids, other.centroids)

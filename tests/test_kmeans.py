@@ -5,7 +5,7 @@ import pytest
 from oracles import blobs, check_result, oracle
 
 import daskcurate as dc
-from daskcurate import lloyd_loop
+from daskcurate import fitting
 from daskcurate.kernels import assign, lloyd
 
 METRICS = ("l2", "cosine")
@@ -16,7 +16,7 @@ METRICS = ("l2", "cosine")
 @pytest.mark.parametrize("local", [True, False], ids=["one task", "map-reduce"])
 def test_results_are_consistent(client, pool, tmp_path, monkeypatch, metric, init, local):
     if not local:
-        monkeypatch.setattr(lloyd_loop, "LOCAL_BYTES", 0)
+        monkeypatch.setattr(fitting, "LOCAL_BYTES", 0)
     x = blobs(0)
     emb = pool(x, chunk_rows=97)
     found = dc.compute(
@@ -29,7 +29,7 @@ def test_results_are_consistent(client, pool, tmp_path, monkeypatch, metric, ini
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("chunk_rows", [1, 7, 100, 599, 600])
 def test_dask_equals_numpy_for_any_chunking(client, pool, tmp_path, monkeypatch, metric, chunk_rows):
-    monkeypatch.setattr(lloyd_loop, "LOCAL_BYTES", 0)
+    monkeypatch.setattr(fitting, "LOCAL_BYTES", 0)
     x = blobs(1, n=600 if chunk_rows > 1 else 60)
     unit = assign.unit_rows(x) if metric == "cosine" else x
     seeds = unit[:9]
@@ -43,7 +43,7 @@ def test_one_task_and_map_reduce_agree_bit_for_bit(client, pool, tmp_path, monke
     emb = pool(blobs(2), chunk_rows=61)
     node = dc.kmeans(emb, 10, n_iters=7, seed=5)
     local = dc.compute(node, store=tmp_path / "a.zarr")
-    monkeypatch.setattr(lloyd_loop, "LOCAL_BYTES", 0)
+    monkeypatch.setattr(fitting, "LOCAL_BYTES", 0)
     spread = dc.compute(node, store=tmp_path / "b.zarr")
     np.testing.assert_array_equal(local.centroids, spread.centroids)
     np.testing.assert_array_equal(np.asarray(local.labels), np.asarray(spread.labels))
@@ -65,7 +65,7 @@ def test_exactly_n_iters_updates_without_a_tolerance(client, pool, tmp_path):
 @pytest.mark.parametrize("local", [True, False], ids=["one task", "map-reduce"])
 def test_tol_stops_the_loop(client, pool, tmp_path, monkeypatch, local):
     if not local:
-        monkeypatch.setattr(lloyd_loop, "LOCAL_BYTES", 0)
+        monkeypatch.setattr(fitting, "LOCAL_BYTES", 0)
     emb = pool(blobs(4, n=1500, spread=2.0), chunk_rows=400)
     full = dc.compute(dc.kmeans(emb, 40, n_iters=60), store=tmp_path / "run.zarr")
     early = dc.compute(dc.kmeans(emb, 40, n_iters=60, tol=0.02), store=tmp_path / "run.zarr")
@@ -88,7 +88,7 @@ def test_the_best_of_several_restarts_is_kept(client, pool, tmp_path):
 @pytest.mark.parametrize("local", [True, False], ids=["one task", "map-reduce"])
 def test_empty_clusters_are_seeded_again(client, pool, tmp_path, monkeypatch, local):
     if not local:
-        monkeypatch.setattr(lloyd_loop, "LOCAL_BYTES", 0)
+        monkeypatch.setattr(fitting, "LOCAL_BYTES", 0)
     x = blobs(6)
     init = np.full((10, 5), 1e3, dtype=np.float32)
     init[0] = x.mean(axis=0)
@@ -153,7 +153,7 @@ def test_within_no_row_at_all_is_an_error(client, pool, tmp_path):
 
 
 def test_rows_that_do_not_fit_are_read_again_by_every_pass(client, pool, tmp_path, monkeypatch):
-    monkeypatch.setattr(lloyd_loop, "LOCAL_BYTES", 0)
+    monkeypatch.setattr(fitting, "LOCAL_BYTES", 0)
     emb = pool(blobs(11), chunk_rows=100)
     kept = dc.compute(dc.kmeans(emb, 5, n_iters=3), store=tmp_path / "kept.zarr")
     from daskcurate.planning import Limits

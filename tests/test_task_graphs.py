@@ -7,7 +7,7 @@ from dask.delayed import Delayed
 from oracles import blobs
 
 import daskcurate as dc
-from daskcurate import lloyd_loop, runner, splitting
+from daskcurate import fitting, runner, splitting
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def tasks(monkeypatch):
 @pytest.fixture
 def emb(pool, monkeypatch):
     """A pool in nine chunks with clusters too large for one task, none of which is small enough for short cuts."""
-    monkeypatch.setattr(lloyd_loop, "LOCAL_BYTES", 0)
+    monkeypatch.setattr(fitting, "LOCAL_BYTES", 0)
     monkeypatch.setattr(splitting, "PART_BYTES", 4 * 5 * 60)
     return pool(blobs(4, n=4500, centres=3), chunk_rows=500)
 

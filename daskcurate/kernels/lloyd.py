@@ -77,9 +77,7 @@ def segment_sums(
     return sums, counts
 
 
-def step_chunk(
-    x: Array, scorer: Scorer, last: Last | None = None, moves: Array | None = None
-) -> Last:
+def step_chunk(x: Array, scorer: Scorer, last: Last | None = None, moves: Array | None = None) -> Last:
     """Return what the rows ``x`` (m, d) contribute to the update of the scorer's centroids.
 
     Parameters
@@ -240,7 +238,12 @@ def tree_combine(parts: Sequence[Partial], fan_in: int = 8) -> Partial:
 
 
 def lloyd(
-    blocks: Sequence[Array], centroids: Array, metric: str, n_iters: int, tol: float | None = None
+    blocks: Sequence[Array],
+    centroids: Array,
+    metric: str,
+    n_iters: int,
+    tol: float | None = None,
+    step: float = 1.0,
 ) -> Fit:
     """Run Lloyd's algorithm on row blocks in memory, exactly as the distributed loop does.
 
@@ -253,19 +256,22 @@ def lloyd(
     metric, n_iters, tol
         See :class:`daskcurate.config.KMeansConfig`. The loop ends early where an update changes nothing:
         all later ones would change nothing either.
+    step
+        How far all updates but the first and the last go, see :func:`finalize`.
     """
     previous: float | None = None
     first_rows = np.cumsum([0] + [block.shape[0] for block in blocks])
     last: list[Last | None] = [None] * len(blocks)
     moves = None
     updates, objective = 0, 0.0
-    for _ in range(n_iters):
+    for number in range(n_iters):
         scorer = Scorer(centroids, metric)
         passed = [step_chunk(block, scorer, item, moves) for block, item in zip(blocks, last, strict=True)]
         last = list(passed)
         total = tree_combine([item.partial for item in passed if item.partial is not None])
         objective = objective_of(total, centroids)
-        updated = finalize(total, centroids, metric)
+        plain = number in (0, n_iters - 1)
+        updated = finalize(total, centroids, metric, 1.0 if plain else step)
         empty = to_host(total.counts == 0).nonzero()[0]
         if empty.size:
             far = merge_farthest(

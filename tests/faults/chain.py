@@ -16,7 +16,7 @@ import numpy as np
 from distributed import Client, as_completed
 
 import daskcurate as dc
-from daskcurate import lloyd_loop, planning, runner
+from daskcurate import fitting, planning, runner
 from daskcurate.io import pool as pool_io
 
 ROWS, DIM, CHUNK = 2400, 12, 300
@@ -90,7 +90,7 @@ def same_as(result, wanted):
 
 def distribute(patch):
     """Make k-means run Lloyd's loop over the cluster although the rows are few."""
-    patch(lloyd_loop, "LOCAL_BYTES", 0)
+    patch(fitting, "LOCAL_BYTES", 0)
 
 
 def shuffle(patch):

@@ -1,0 +1,187 @@
+"""K-means in a fraction of Lloyd's work: two-level seeds, restricted over-relaxed passes, exact last passes.
+
+A pass compares each row with the centroids of a list only (:mod:`daskcurate.kernels.restricted`) and moves
+each centroid beyond the mean of its rows, which converges in fewer passes. Labels pass from one to the next
+in scratch arrays, so that an interrupted run goes on at its last pass. Then (algorithm ``fast``) come
+updates with all centroids compared, the last one a plain Lloyd update.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from daskcurate.config import KMeansConfig
+from daskcurate.kernels import lloyd
+from daskcurate.kernels.assign import Scorer, nearest
+from daskcurate.kernels.draws import derive_seed
+from daskcurate.kernels.restricted import Listed, Lists, make_lists, nearest_listed
+from daskcurate.lloyd_loop import Assigned, Update, assigned_rows, count_sizes, scorer_task, update_once
+from daskcurate.rows import Block, RowBlocks, drawn_rows, tree
+from daskcurate.store import read_block, write_scratch
+
+STEP = 1.7
+"""How far an update goes: 1 is to the mean; below 2 the objective falls all the same."""
+SETTLED = 0.01
+"""Restricted passes end where at most this share of the rows changed cluster."""
+EXACT_UPDATES = 2
+"""Updates with all centroids compared, after the restricted ones."""
+RECALL_ROWS = 4096
+"""Rows on which the labels of a two-level assignment are compared with the exact ones."""
+
+
+class Moved(NamedTuple):
+    """What a restricted pass leaves."""
+
+    partial: lloyd.Partial
+    changed: int
+
+
+def iterate_fast(
+    run: Any,
+    blocks: RowBlocks,
+    config: KMeansConfig,
+    name: str,
+    state: dict[str, Any],
+    start: dict[str, Any],
+    seed: int,
+    note: Any,
+) -> str:
+    """Run the passes from a saved one; return the scratch name of the last centroids.
+
+    Parameters
+    ----------
+    state, start
+        What the checkpoint keeps besides, and where to go on: as in the exact loop.
+    note
+        Called with a fraction and a text.
+    """
+    current, labels = start["current"], start.get("labels")
+    iteration, previous, exact = int(start["iteration"]), start["previous"], int(start.get("exact", 0))
+    last_exact = EXACT_UPDATES if config.algorithm == "fast" else 0
+    while iteration < config.n_iters and not exact:
+        note(iteration / (config.n_iters + last_exact), f"pass {iteration + 1}")
+        key = f"{name}-{iteration}"
+        update, changed = _restricted(
+            run, blocks, config.metric, current, labels, key, derive_seed(seed, iteration)
+        )
+        run.discard(current)
+        if labels is not None:
+            run.discard(labels)
+        current, labels, iteration = key, f"{key}-labels", iteration + 1
+        done = changed <= SETTLED * len(blocks) or lloyd.fits_tol(previous, update.objective, config.tol)
+        previous = update.objective
+        iteration = config.n_iters if done else iteration
+        run.save(**state, iteration=iteration, current=current, labels=labels, previous=previous)
+    for number in range(exact, last_exact):
+        note(
+            (config.n_iters + number) / (config.n_iters + last_exact),
+            f"exact update {number + 1}/{last_exact}",
+        )
+        step = 1.0 if number == last_exact - 1 else STEP
+        before = current
+        current, _ = update_once(run, blocks, config.metric, before, f"{name}-exact-{number}", step)
+        run.save(**state, iteration=config.n_iters, current=current, previous=previous, exact=number + 1)
+        run.discard(before)
+    return current
+
+
+def _restricted(
+    run: Any, blocks: RowBlocks, metric: str, current: str, labels: str | None, key: str, seed: int
+) -> tuple[Update, int]:
+    """Do one restricted pass and update; write the labels; return the update and how many rows changed."""
+    scorer = scorer_task(run, current, metric)
+    lists = run.task(_lists, scorer, seed, 1, name="kmeans-lists", key=key)
+    old = None if labels is None else run.scratch(labels)
+    passed = [
+        run.task(
+            _pass,
+            block,
+            scorer,
+            lists,
+            old,
+            run.scratch(f"{key}-labels"),
+            i,
+            name="kmeans-pass",
+            key=f"{key}-{i}",
+        )
+        for i, block in enumerate(blocks.blocks)
+    ]
+    total = tree(run, _combine, passed, name="kmeans-combine", key=key)
+    return run.gather(
+        [run.task(_finalize, total, scorer, run.scratch(key), name="kmeans-update", key=key)], "pass"
+    )[0]
+
+
+def _lists(scorer: Scorer, seed: int, longer: int) -> Lists:
+    return make_lists(scorer.centroids, scorer.metric, seed, longer=longer)
+
+
+def _pass(block: Block, scorer: Scorer, lists: Lists, old: str | None, new: str, number: int) -> Moved:
+    before = None if old is None else read_block(f"{old}/{number}", 0, len(block.rows))
+    found = nearest_listed(block.rows, scorer, lists, before)
+    write_scratch(f"{new}/{number}", found.labels)
+    sums, counts = lloyd.segment_sums(block.rows, found.labels, len(scorer.centroids))
+    changed = len(block.rows) if before is None else int((before != found.labels).sum())
+    return Moved(lloyd.Partial(sums, counts, lloyd.sum_of_squares(block.rows)), changed)
+
+
+def _combine(parts: list[Moved]) -> Moved:
+    return Moved(lloyd.combine([part.partial for part in parts]), sum(part.changed for part in parts))
+
+
+def _finalize(total: Moved, scorer: Scorer, url: str) -> tuple[Update, int]:
+    updated = lloyd.finalize(total.partial, scorer.centroids, scorer.metric, STEP)
+    write_scratch(url, updated)
+    objective = lloyd.objective_of(total.partial, scorer.centroids)
+    return Update(objective, np.flatnonzero(total.partial.counts == 0), False), total.changed
+
+
+def assign_two_level(
+    run: Any, blocks: RowBlocks, centroids: str, k: int, metric: str, seed: int, key: str
+) -> tuple[list[Any], np.ndarray, float]:
+    """Assign all rows through lists; return (an Assigned a block, sizes (k,), recall on a sample of rows).
+
+    Two rounds with other groups: the first starts from the group whose centre is nearest, the second from
+    the group of the first one's label. The recall is the share of sampled rows with the exact label.
+    """
+    scorer = scorer_task(run, centroids, metric)
+    lists = [
+        run.task(
+            _lists, scorer, derive_seed(seed, "assign", turn), 2, name="kmeans-lists", key=f"{key}-{turn}"
+        )
+        for turn in range(2)
+    ]
+    assigned = run.persist(
+        [
+            run.task(_assign, block, scorer, *lists, name="kmeans-assign", key=f"{key}-{i}")
+            for i, block in enumerate(blocks.blocks)
+        ],
+        "assign",
+    )
+    sizes = count_sizes(run, assigned, k, key)
+    count = min(len(blocks), RECALL_ROWS)
+    sample = drawn_rows(run, blocks, count, derive_seed(seed, "recall"), f"{key}-recall")
+    hits = [
+        run.task(_hits, rows, scorer, *lists, name="assign-recall", key=f"{key}-{i}")
+        for i, rows in enumerate(sample)
+    ]
+    return assigned, sizes, sum(run.gather(hits, "recall")) / count
+
+
+def _listed_twice(rows: np.ndarray, scorer: Scorer, first: Lists, second: Lists) -> np.ndarray:
+    one = nearest_listed(rows, scorer, first)
+    two: Listed = nearest_listed(rows, scorer, second, one.labels)
+    labels = one.labels.copy()
+    better = two.scores > one.scores
+    labels[better] = two.labels[better]
+    return labels
+
+
+def _assign(block: Block, scorer: Scorer, first: Lists, second: Lists) -> Assigned:
+    labels = _listed_twice(block.rows, scorer, first, second)
+    return assigned_rows(block, labels, scorer)
+
+
+def _hits(block: Block, scorer: Scorer, first: Lists, second: Lists) -> int:
+    labels = _listed_twice(block.rows, scorer, first, second)
+    return int((labels == nearest(block.rows, scorer.centroids, scorer.metric)).sum())
