@@ -1,0 +1,211 @@
+"""K-means beside other packages: ``python benchmarks/kmeans.py``.
+
+Every tool runs in this process tree on the same rows in the same run, in turns; the table has medians. A peer's
+seconds are those until it has centroids; ours are those of the whole stage: read from zarr, seed, fit, label
+every row, write. Inertia is measured alike for all. Peers that are not installed are named (extra ``bench``).
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from common import gemm_rate, inertia, machine, print_table, read_rate, seconds_of, unit_rows
+from distributed import Client
+
+import daskcurate as dc
+from daskcurate.kernels import lloyd
+from daskcurate.kernels.assign import Scorer
+from daskcurate.local_cluster import make_local_cluster
+from daskcurate.tasks import one_blas_thread
+
+ITERATIONS = 20
+
+
+def superkmeans(rows: np.ndarray, k: int) -> np.ndarray:
+    from superkmeans import SuperKMeans
+
+    model = SuperKMeans(
+        k, rows.shape[1], hierarchical=False, iters=ITERATIONS, sampling_fraction=1.0,
+        max_points_per_cluster=10**9, early_termination=False, tol=0.0,
+    )  # fmt: skip
+    return np.asarray(model.train(rows))
+
+
+def faiss_kmeans(rows: np.ndarray, k: int) -> np.ndarray:
+    import faiss
+
+    model = faiss.Kmeans(
+        rows.shape[1], k, niter=ITERATIONS, max_points_per_centroid=10**9, min_points_per_centroid=1, seed=1
+    )
+    model.train(rows)
+    return model.centroids
+
+
+def faiss_superkmeans(rows: np.ndarray, k: int) -> np.ndarray:
+    import faiss
+
+    model = faiss.SuperKMeans(rows.shape[1], k)
+    model.niter, model.max_points_per_centroid = ITERATIONS, 10**9
+    model.train(rows)
+    return faiss.vector_to_array(model.centroids).reshape(k, -1)
+
+
+def sklearn_kmeans(rows: np.ndarray, k: int) -> np.ndarray:
+    from sklearn.cluster import KMeans
+
+    model = KMeans(k, init="random", n_init=1, max_iter=ITERATIONS, tol=0, algorithm="lloyd", random_state=0)
+    return model.fit(rows).cluster_centers_
+
+
+def sklearn_minibatch(rows: np.ndarray, k: int) -> np.ndarray:
+    from sklearn.cluster import MiniBatchKMeans
+
+    return (
+        MiniBatchKMeans(k, init="random", n_init=1, batch_size=4096, random_state=0)
+        .fit(rows)
+        .cluster_centers_
+    )
+
+
+def dask_ml(rows: np.ndarray, k: int) -> np.ndarray:
+    import dask.array as da
+    from dask_ml.cluster import KMeans
+
+    model = KMeans(k, init="random", max_iter=ITERATIONS, random_state=0)
+    return np.asarray(model.fit(da.from_array(rows, chunks=(len(rows) // 8 + 1, -1))).cluster_centers_)
+
+
+PEERS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "superkmeans": superkmeans,
+    "faiss Kmeans": faiss_kmeans,
+    "faiss SuperKmeans": faiss_superkmeans,
+    "scikit-learn KMeans": sklearn_kmeans,
+    "scikit-learn MiniBatchKMeans": sklearn_minibatch,
+    "dask-ml KMeans": dask_ml,
+}
+
+
+def ours(emb: dc.Embeddings, k: int, folder: str, **settings: object) -> np.ndarray:
+    """Run the whole stage into a new store; return the centroids."""
+    with tempfile.TemporaryDirectory(dir=folder) as store:
+        return dc.compute(dc.kmeans(emb, k, **settings), store=f"{store}/run.zarr", progress=False).centroids
+
+
+def kernels_alone(rows: np.ndarray, k: int, n_iters: int, threads: int) -> np.ndarray:
+    """Run Lloyd's loop from random seeds on blocks in this process's threads, and label the rows."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    blocks = np.array_split(rows, 16)
+    centroids, moves = rows[np.random.default_rng(0).permutation(len(rows))[:k]], None
+    last: list[lloyd.Last | None] = [None] * len(blocks)
+    with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
+        for number in range(n_iters + 1):
+            scorer = Scorer(centroids, "l2")
+            last = list(pool.map(lambda pair, s=scorer, m=moves: lloyd.step_chunk(pair[0], s, pair[1], m),
+                                 zip(blocks, last, strict=True)))  # fmt: skip
+            if number < n_iters:
+                total = lloyd.tree_combine([item.partial for item in last if item and item.partial])
+                updated = lloyd.finalize(total, centroids, "l2")
+                centroids, moves = updated, lloyd.moves_of(centroids, updated)
+    return centroids
+
+
+def measure(
+    rows: np.ndarray, k: int, args: argparse.Namespace, folder: str
+) -> list[tuple[str, float, float]]:
+    """Return (tool, median seconds, inertia) of every tool for one k."""
+    calls: dict[str, Callable[[], np.ndarray]] = {}
+    for name, peer in PEERS.items():
+        if name in args.peers:
+            calls[name] = lambda peer=peer: peer(rows, k)
+    emb = dc.ingest(rows, f"{folder}/pool-{k}-{len(rows)}.zarr", overwrite=True)
+    workers = os.cpu_count() or 1
+    with make_local_cluster(n_workers=workers) as cluster, Client(cluster):
+        for algorithm in ("fast", "two-level"):
+            calls[f"daskcurate, {algorithm}"] = lambda a=algorithm: ours(emb, k, folder, algorithm=a)
+        lloyd_settings = {"init": "random", "n_iters": ITERATIONS}
+        calls["daskcurate, lloyd"] = lambda: ours(emb, k, folder, **lloyd_settings)
+        calls["daskcurate's kernels alone, lloyd"] = lambda: kernels_alone(rows, k, ITERATIONS, workers)
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        quality: dict[str, float] = {}
+        for _ in range(args.repeats):
+            for name, call in calls.items():
+                if name in times:
+                    try:
+                        seconds, centroids = seconds_of(call)
+                    except ImportError as error:
+                        print(f"{name}: not installed ({error.name})", flush=True)
+                        del times[name]
+                        continue
+                    times[name].append(seconds)
+                    quality[name] = inertia(rows, centroids)
+                    print(
+                        f"{len(rows)} rows, k {k}, {name}: {seconds:.2f} s, {quality[name]:.0f}", flush=True
+                    )
+    return [(name, statistics.median(found), quality[name]) for name, found in times.items()]
+
+
+def main() -> None:
+    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli.add_argument("--data", help=".npy file of rows; without: synthetic ones")
+    cli.add_argument("--rows", type=int, nargs="+", default=[50_000])
+    cli.add_argument("--clusters", type=int, nargs="+", default=[500])
+    cli.add_argument("--repeats", type=int, default=3)
+    cli.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
+    cli.add_argument("--figure", type=Path, help="SVG of seconds against n or k")
+    args = cli.parse_args()
+    print(machine())
+    drawn: dict[str, list[tuple[int, int, float]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for n in args.rows:
+            rows = unit_rows(args.data, n)
+            for k in args.clusters:
+                threads = os.cpu_count() or 1
+                rates = {
+                    name: gemm_rate(1024, k, rows.shape[1], threads, name) for name in ("float32", "bfloat16")
+                }
+                told = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates.items() if rate)
+                print(
+                    f"products of these shapes, GFLOP/s: {told}; memory {read_rate(threads) / 1e9:.1f} GB/s"
+                )
+                found = measure(rows, k, args, folder)
+                first_time, first_inertia = found[0][1], found[0][2]
+                dense = 2 * n * k * rows.shape[1] / (rates["float32"] or 1)
+                print_table(
+                    ("tool", "seconds", f"of {found[0][0]}'s", "in dense passes at the product's rate", "inertia", "ratio"),
+                    [
+                        (name, f"{seconds:.2f}", f"{seconds / first_time:.2f}", f"{seconds / dense:.1f}",
+                         f"{value:.0f}", f"{value / first_inertia:.4f}")
+                        for name, seconds, value in found
+                    ],
+                )  # fmt: skip
+                for name, seconds, _ in found:
+                    drawn.setdefault(name, []).append((n, k, seconds))
+    if args.figure is not None:
+        draw(drawn, args.figure, by_rows=len(args.rows) > 1)
+
+
+def draw(found: dict[str, list[tuple[int, int, float]]], path: Path, *, by_rows: bool) -> None:
+    """Draw seconds against rows, or against clusters."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    for name, points in found.items():
+        xs, ys = [point[0 if by_rows else 1] for point in points], [point[2] for point in points]
+        axes.plot(xs, ys, marker="o", lw=2.5 if name.startswith("daskcurate,") else 1.2, label=name)
+    axes.set(xscale="log", yscale="log", xlabel="rows" if by_rows else "clusters", ylabel="seconds")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()
