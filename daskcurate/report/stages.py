@@ -176,7 +176,12 @@ class StoredRun:
         used = {needed.name for stage in self.finished for needed in self.needs(stage)}
         leaves = [stage for stage in self.finished if stage.name not in used]
         selections = [stage for stage in leaves if not stage.is_clustering]
-        return max(selections or leaves, key=lambda stage: str(stage.attributes.get("started")), default=None)
+        return max(
+            selections or leaves,
+            # times are in seconds: of stages started in the same one, that of the longest chain
+            key=lambda stage: (str(stage.attributes.get("started")), len(self.before(stage)), stage.name),
+            default=None,
+        )
 
     @cached_property
     def ranked(self) -> list[StoredStage]:
