@@ -334,22 +334,17 @@ def choose_eps(
     memory_limit: Memory = None,
 ) -> None:
     """Estimate what thresholds of dedup would keep; write pictures and examples at each border."""
+    from daskcurate.choosing.eps import EpsEstimate
     from daskcurate.report.choices import EpsPage
 
     asked = None if eps is None else _numbers("eps", eps, float)
     emb = daskcurate.open_embeddings(pool)
+    estimate = EpsEstimate.of(
+        emb, asked, sample_size=sample, n_clusters=clusters, keep=keep, metric=metric, seed=seed
+    )
     page = EpsPage(emb, output, texts, images, overwrite)
     with a_client(scheduler, scheduler_file, n_workers, memory_limit) as client:
-        found = daskcurate.choose_eps(
-            emb,
-            asked,
-            sample_size=sample,
-            n_clusters=clusters,
-            keep=keep,
-            metric=metric,
-            seed=seed,
-            client=client,
-        )
+        found = estimate.run(client)
     show(_choice_table(found))
     console.print(f"Wrote {page.write(found)}")
 
@@ -371,16 +366,17 @@ def choose_k(
     memory_limit: Memory = None,
 ) -> None:
     """Estimate inertia, cluster sizes and cost of numbers of clusters; write pictures of them."""
+    from daskcurate.choosing.clusters import KEstimate
     from daskcurate.report.choices import KPage
 
     asked = None if clusters is None else _numbers("clusters", clusters, int)
     emb = daskcurate.open_embeddings(pool)
+    estimate = KEstimate.of(
+        emb, asked, sample_size=sample, n_iters=n_iters, fit_fraction=fit_fraction, metric=metric, seed=seed
+    )
     page = KPage(emb, output, overwrite)
     with a_client(scheduler, scheduler_file, n_workers, memory_limit) as client:
-        found = daskcurate.choose_k(
-            emb, asked, sample_size=sample, n_iters=n_iters, fit_fraction=fit_fraction, metric=metric, seed=seed,
-            client=client,
-        )  # fmt: skip
+        found = estimate.run(client)
     show(_choice_table(found))
     console.print(f"Wrote {page.write(found)}")
 

@@ -30,7 +30,7 @@ def read_rows(emb: Embeddings, rows: np.ndarray) -> np.ndarray:
     """Return the given rows (m, d), ascending numbers, in the pool's dtype."""
     found = np.empty((len(rows), emb.dim), emb.dtype)
     source = emb.rows
-    if is_local(emb.path) and len(rows) < len(emb) // 8:
+    if is_local(emb.path) and len(rows) and 8 * len(rows) < rows[-1] - rows[0]:
         for place, row in enumerate(rows):
             found[place] = source[int(row)]
         return found

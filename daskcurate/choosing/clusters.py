@@ -4,6 +4,8 @@ k-means on a sample gives the inertia and the clusters' sizes on rows that it ha
 follows from counting operations.
 """
 
+from __future__ import annotations
+
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +14,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from daskcurate.choosing.fitting import FIT_ROWS, LEAST_FIT_ROWS, fit_sample, most_rows, read_sample
+from daskcurate.choosing.fitting import (
+    FIT_ROWS,
+    LEAST_FIT_ROWS,
+    check_memory,
+    fit_sample,
+    most_rows,
+    read_task,
+    scaled,
+)
 from daskcurate.config import METRICS, check_choice, check_int, check_number
 from daskcurate.embeddings import Embeddings
 from daskcurate.kernels.draws import derive_seed
@@ -20,6 +30,7 @@ from daskcurate.kernels.lloyd import nearest, own_distances
 from daskcurate.kernels.probing import pairs_within
 from daskcurate.kernels.similarity import TILE, earlier_within
 from daskcurate.nodes import checked_embeddings
+from daskcurate.planning import PROCESS_BYTES
 from daskcurate.runner import LooseTasks, client_for, given_client
 from daskcurate.samples import sample_rows
 
@@ -128,56 +139,110 @@ def choose_k(
     ------
     TypeError, ValueError
         A value that is not allowed; the message quotes it and what is.
+    PlanError
+        The workers have too little memory.
     """
-    emb = checked_embeddings(emb)
-    n = len(emb)
-    sample_size = check_int("sample_size", sample_size, 4)
-    n_iters = check_int("n_iters", n_iters, 1)
-    fit_fraction = check_number("fit_fraction", fit_fraction, 0, 1, open_low=True)
-    check_choice("metric", metric, METRICS)
-    seed = check_int("seed", seed, 0)
-    if n < 4:
-        raise ValueError(f"a pool of {n} rows is too small to choose from: give at least 4 rows")
-    passes = 1 + n_iters * fit_fraction
-    even_k = max(1, round(math.sqrt(n / (2 * passes))))
-    ks = _checked_ks(emb, n_clusters, even_k)
-    count = min(most_rows(emb), max(sample_size, 2 * FIT_ROWS * ks[-1]))
     given_client(client)
-    rng = np.random.default_rng(derive_seed(seed, "choose k"))
-    rows = sample_rows(emb, count, rng)
-    fitted = rng.random(len(rows)).argsort(kind="stable") < len(rows) // 2
-    with client_for(client) as used, used.as_current():
-        used.wait_for_workers(1)
-        run = LooseTasks(used)
-        parts = [
-            run.task(read_sample, emb, rows[part], metric, name="choose-read", key=i)
-            for i, part in enumerate((fitted, ~fitted))
-        ]
-        centroids = [run.task(fit_sample, parts[0], k, metric, seed, name="choose-fit", key=k) for k in ks]
-        measured = [
-            run.task(_measure, fitted_k, parts[1], metric, name="choose-measure", key=k)
-            for k, fitted_k in zip(ks, centroids, strict=True)
-        ]
-        *found, pair_seconds = run.gather(
-            [*measured, run.task(_seconds_a_pair, parts[1], name="choose-pairs")]
-        )
-        threads = run.limits.n_threads
-    # fewer clusters never take longer: what was measured longer was something else that the machine did
-    row_seconds = np.minimum.accumulate([one[2] for one in reversed(found)])[::-1]
-    shared = [pairs_within(counts) for _, counts, _ in found]
-    return KChoice(
-        k=ks,
-        inertia=tuple(one[0] for one in found),
-        imbalance=tuple(k * share for k, share in zip(ks, shared, strict=True)),
-        largest=tuple(float(counts.max() / counts.sum()) for _, counts, _ in found),
-        kmeans_flops=tuple(round(2 * emb.dim * n * k * passes) for k in ks),
-        dedup_flops=tuple(round(emb.dim * n * (n - 1) * share) for share in shared),
-        even_k=even_k,
-        n_rows=n,
-        sample_size=len(rows),
-        kmeans_seconds=tuple(float(one) * n * passes / threads for one in row_seconds),
-        dedup_seconds=tuple(pair_seconds * n * (n - 1) / 2 * share / threads for share in shared),
+    estimate = KEstimate.of(
+        emb,
+        n_clusters,
+        sample_size=sample_size,
+        n_iters=n_iters,
+        fit_fraction=fit_fraction,
+        metric=metric,
+        seed=seed,
     )
+    return estimate.run(client)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KEstimate:
+    """An estimate to be made: :func:`choose_k` with its values checked."""
+
+    emb: Embeddings
+    k: tuple[int, ...]
+    sample_size: int
+    passes: float
+    """Times that k-means compares all rows with all centroids."""
+    even_k: int
+    metric: str
+    seed: int
+
+    @classmethod
+    def of(
+        cls,
+        emb: Embeddings,
+        n_clusters: Any,
+        *,
+        sample_size: Any,
+        n_iters: Any,
+        fit_fraction: Any,
+        metric: Any,
+        seed: Any,
+    ) -> KEstimate:
+        """Check the values; nothing runs."""
+        emb = checked_embeddings(emb)
+        sample_size = check_int("sample_size", sample_size, 4)
+        n_iters = check_int("n_iters", n_iters, 1)
+        fit_fraction = check_number("fit_fraction", fit_fraction, 0, 1, open_low=True)
+        if len(emb) < 4:
+            raise ValueError(f"a pool of {len(emb)} rows is too small to choose from: give at least 4 rows")
+        passes = 1 + n_iters * fit_fraction
+        even_k = max(1, round(math.sqrt(len(emb) / (2 * passes))))
+        ks = _checked_ks(emb, n_clusters, even_k)
+        return cls(
+            emb=emb,
+            k=ks,
+            sample_size=min(most_rows(emb), max(sample_size, 2 * FIT_ROWS * ks[-1])),
+            passes=passes,
+            even_k=even_k,
+            metric=check_choice("metric", metric, METRICS),
+            seed=check_int("seed", seed, 0),
+        )
+
+    def peak_memory(self, threads: int) -> int:
+        """Return the bytes that a worker needs at the worst moment, with so many tasks at once."""
+        width = 4 * self.emb.dim
+        return PROCESS_BYTES + 2 * self.sample_size * width + threads * 3 * self.k[-1] * width
+
+    def run(self, client: Any = None) -> KChoice:
+        """Make the estimate on a client, or where :func:`daskcurate.compute` would run."""
+        emb, n, metric = self.emb, len(self.emb), self.metric
+        rng = np.random.default_rng(derive_seed(self.seed, "choose k"))
+        rows = sample_rows(emb, self.sample_size, rng)
+        fitted = rng.random(len(rows)).argsort(kind="stable") < len(rows) // 2
+        with client_for(client) as used, used.as_current():
+            used.wait_for_workers(1)
+            run = LooseTasks(used)
+            check_memory("choose_k", self.peak_memory(run.limits.threads_per_worker), run.limits)
+            fit, rest = (
+                run.task(scaled, read_task(run, emb, rows[part], key), metric, name="choose-scale", key=key)
+                for part, key in ((fitted, "fit"), (~fitted, "rest"))
+            )
+            measured = []
+            for k in self.k:
+                centroids = run.task(fit_sample, fit, k, metric, self.seed, name="choose-fit", key=k)
+                measured.append(run.task(_measure, centroids, rest, metric, name="choose-measure", key=k))
+            *found, pair_seconds = run.gather(
+                [*measured, run.task(_seconds_a_pair, rest, name="choose-pairs")]
+            )
+            threads = run.limits.n_threads
+        # fewer clusters never take longer: what was measured longer was something else that the machine did
+        row_seconds = np.minimum.accumulate([one[2] for one in reversed(found)])[::-1]
+        shared = [pairs_within(counts) for _, counts, _ in found]
+        return KChoice(
+            k=self.k,
+            inertia=tuple(one[0] for one in found),
+            imbalance=tuple(k * share for k, share in zip(self.k, shared, strict=True)),
+            largest=tuple(float(counts.max() / counts.sum()) for _, counts, _ in found),
+            kmeans_flops=tuple(round(2 * emb.dim * n * k * self.passes) for k in self.k),
+            dedup_flops=tuple(round(emb.dim * n * (n - 1) * share) for share in shared),
+            even_k=self.even_k,
+            n_rows=n,
+            sample_size=len(rows),
+            kmeans_seconds=tuple(float(one) * n * self.passes / threads for one in row_seconds),
+            dedup_seconds=tuple(pair_seconds * n * (n - 1) / 2 * share / threads for share in shared),
+        )
 
 
 def _checked_ks(emb: Embeddings, given: Any, even_k: int) -> tuple[int, ...]:

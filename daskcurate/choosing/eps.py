@@ -5,6 +5,8 @@ that are judged are sampled: each is compared with all rows of its cluster in th
 exactly as dedup would, and the fraction of them that is kept is an unbiased estimate.
 """
 
+from __future__ import annotations
+
 import math
 import time
 from collections.abc import Sequence
@@ -13,17 +15,27 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from daskcurate.choosing.fitting import FIT_ROWS, fit_sample, most_rows, read_sample, rows_to_fit
+from daskcurate.choosing.fitting import (
+    FIT_ROWS,
+    check_memory,
+    fit_sample,
+    most_rows,
+    read_task,
+    rows_to_fit,
+    scaled,
+)
 from daskcurate.config import KEEPS, METRICS, check_choice, check_int, check_number
 from daskcurate.embeddings import Embeddings
+from daskcurate.io.layout import chunk_bounds
 from daskcurate.kernels.draws import derive_seed, row_uniform
 from daskcurate.kernels.lloyd import nearest, own_distances, unit_rows
 from daskcurate.kernels.probing import Ordered, match_probes, wilson
 from daskcurate.kernels.similarity import EarlierMatch, is_duplicate, merge_earlier
 from daskcurate.nodes import checked_embeddings
+from daskcurate.planning import PROCESS_BYTES
 from daskcurate.rows import tree
 from daskcurate.runner import LooseTasks, client_for, given_client
-from daskcurate.samples import read_rows, sample_rows
+from daskcurate.samples import sample_rows
 
 DEFAULT_EPS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
 
@@ -128,51 +140,105 @@ def choose_eps(
     ------
     TypeError, ValueError
         A value that is not allowed; the message quotes it and what is.
+    PlanError
+        The workers have too little memory.
     """
-    emb = checked_embeddings(emb)
-    limits = _checked_eps(DEFAULT_EPS if eps is None else eps)
-    sample_size = min(check_int("sample_size", sample_size, 2), len(emb))
-    if n_clusters is None:
-        n_clusters = max(1, min(round(math.sqrt(len(emb))), most_rows(emb) // FIT_ROWS))
-    k = check_int("n_clusters", n_clusters, 1, len(emb))
-    check_choice("keep", keep, KEEPS)
-    check_choice("metric", metric, METRICS)
-    seed = check_int("seed", seed, 0)
-    fit_count = rows_to_fit(emb, k, sample_size)
     given_client(client)
-    rng = np.random.default_rng(derive_seed(seed, "choose eps"))
-    fit_rows, probe_rows = sample_rows(emb, fit_count, rng), sample_rows(emb, sample_size, rng)
-    started = time.perf_counter()
-    with client_for(client) as used, used.as_current():
-        used.wait_for_workers(1)
-        run = LooseTasks(used)
-        fit = run.task(read_sample, emb, fit_rows, metric, name="choose-read")
-        centroids = run.task(fit_sample, fit, k, metric, seed, name="choose-fit")
-        order = (metric, keep, derive_seed(seed, "dedup"))
-        probes = run.task(_probes, emb, probe_rows, centroids, order, name="choose-probes")
-        parts = [
-            run.task(_probe_chunk, emb, start, min(start + emb.chunk_rows, len(emb)), centroids, probes, order,
-                     name="choose-compare", key=start)
-            for start in range(0, len(emb), emb.chunk_rows)
-        ]  # fmt: skip
-        found, sizes = run.gather([tree(run, _merged, parts, name="choose-merge", key="all")])[0]
-    wide = sizes.astype(object)
-    kept = np.array([int((~is_duplicate(found.similarity, one)).sum()) for one in limits])
-    low, high = wilson(kept, sample_size, len(emb))
-    return EpsChoice(
-        eps=limits,
-        kept=tuple(float(one) for one in kept / sample_size),
-        low=tuple(float(one) for one in low),
-        high=tuple(float(one) for one in high),
-        n_rows=len(emb),
-        sample_size=sample_size,
-        n_clusters=k,
-        pairs=int((wide * (wide - 1) // 2).sum()),
-        rows=probe_rows,
-        similarity=found.similarity,
-        match=found.position,
-        seconds=time.perf_counter() - started,
+    estimate = EpsEstimate.of(
+        emb, eps, sample_size=sample_size, n_clusters=n_clusters, keep=keep, metric=metric, seed=seed
     )
+    return estimate.run(client)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpsEstimate:
+    """An estimate to be made: :func:`choose_eps` with its values checked."""
+
+    emb: Embeddings
+    eps: tuple[float, ...]
+    sample_size: int
+    n_clusters: int
+    fit_rows: int
+    keep: str
+    metric: str
+    seed: int
+
+    @classmethod
+    def of(
+        cls,
+        emb: Embeddings,
+        eps: Any,
+        *,
+        sample_size: Any,
+        n_clusters: Any,
+        keep: Any,
+        metric: Any,
+        seed: Any,
+    ) -> EpsEstimate:
+        """Check the values; nothing runs."""
+        emb = checked_embeddings(emb)
+        limits = _checked_eps(DEFAULT_EPS if eps is None else eps)
+        sample_size = min(check_int("sample_size", sample_size, 2), len(emb))
+        if n_clusters is None:
+            n_clusters = max(1, min(round(math.sqrt(len(emb))), most_rows(emb) // FIT_ROWS))
+        k = check_int("n_clusters", n_clusters, 1, len(emb))
+        return cls(
+            emb=emb,
+            eps=limits,
+            sample_size=sample_size,
+            n_clusters=k,
+            fit_rows=rows_to_fit(emb, k, sample_size),
+            keep=check_choice("keep", keep, KEEPS),
+            metric=check_choice("metric", metric, METRICS),
+            seed=check_int("seed", seed, 0),
+        )
+
+    def peak_memory(self, threads: int) -> int:
+        """Return the bytes that a worker needs at the worst moment, with so many tasks at once."""
+        width, probes = 4 * self.emb.dim, self.sample_size * (self.emb.dim * 4 + 32)
+        compare = probes + threads * 4 * self.emb.chunk_rows * width
+        return PROCESS_BYTES + self.n_clusters * width + max(compare, 3 * self.fit_rows * width)
+
+    def run(self, client: Any = None) -> EpsChoice:
+        """Make the estimate on a client, or where :func:`daskcurate.compute` would run."""
+        emb, n = self.emb, len(self.emb)
+        rng = np.random.default_rng(derive_seed(self.seed, "choose eps"))
+        fit_rows, rows = sample_rows(emb, self.fit_rows, rng), sample_rows(emb, self.sample_size, rng)
+        order = (self.metric, self.keep, derive_seed(self.seed, "dedup"))
+        started = time.perf_counter()
+        with client_for(client) as used, used.as_current():
+            used.wait_for_workers(1)
+            run = LooseTasks(used)
+            check_memory("choose_eps", self.peak_memory(run.limits.threads_per_worker), run.limits)
+            fit = run.task(scaled, read_task(run, emb, fit_rows, "fit"), self.metric, name="choose-scale")
+            centroids = run.task(fit_sample, fit, self.n_clusters, self.metric, self.seed, name="choose-fit")
+            probes = run.task(
+                _ordered, read_task(run, emb, rows, "probes"), rows, centroids, order, name="choose-probes"
+            )
+            parts = [
+                run.task(
+                    _probe_chunk, emb, start, stop, centroids, probes, order, name="choose-compare", key=start
+                )
+                for start, stop in chunk_bounds(n, emb.chunk_rows)
+            ]
+            found, sizes = run.gather([tree(run, _merged, parts, name="choose-merge", key="all")])[0]
+        wide = sizes.astype(object)
+        kept = np.array([int((~is_duplicate(found.similarity, one)).sum()) for one in self.eps])
+        low, high = wilson(kept, self.sample_size, n)
+        return EpsChoice(
+            eps=self.eps,
+            kept=tuple(float(one) for one in kept / self.sample_size),
+            low=tuple(float(one) for one in low),
+            high=tuple(float(one) for one in high),
+            n_rows=n,
+            sample_size=self.sample_size,
+            n_clusters=self.n_clusters,
+            pairs=int((wide * (wide - 1) // 2).sum()),
+            rows=rows,
+            similarity=found.similarity,
+            match=found.position,
+            seconds=time.perf_counter() - started,
+        )
 
 
 def _checked_eps(eps: Any) -> tuple[float, ...]:
@@ -196,10 +262,6 @@ def _ordered(
         # a stored distance is a float32
         keys = own_distances(x, centroids, labels, "cosine").astype(np.float32).astype(np.float64)
     return Ordered(raw, numbers, labels, -keys if keep == "hard" else keys)
-
-
-def _probes(emb: Embeddings, rows: np.ndarray, centroids: np.ndarray, order: tuple[str, str, int]) -> Ordered:
-    return _ordered(read_rows(emb, rows), rows, centroids, order)
 
 
 def _probe_chunk(

@@ -1,11 +1,14 @@
 """K-means on a sample of a pool's rows, as a task: what choosing from a sample starts with."""
 
+from typing import Any
+
 import numpy as np
+from dask.delayed import Delayed
 
 from daskcurate.embeddings import Embeddings
 from daskcurate.kernels.draws import derive_seed
 from daskcurate.kernels.lloyd import lloyd, unit_rows
-from daskcurate.planning import human
+from daskcurate.planning import Limits, PlanError, human
 from daskcurate.samples import read_rows
 
 FIT_ROWS = 20
@@ -14,6 +17,8 @@ LEAST_FIT_ROWS = 4
 SAMPLE_BYTES = 1 << 30
 """Float32 rows of the sample that one task holds, at most."""
 FIT_ITERATIONS = 15
+READERS = 64
+"""Tasks that read a sample, which costs a pool at a URL its whole chunks."""
 
 
 def most_rows(emb: Embeddings) -> int:
@@ -33,10 +38,29 @@ def rows_to_fit(emb: Embeddings, k: int, sample_size: int) -> int:
     return count
 
 
-def read_sample(emb: Embeddings, rows: np.ndarray, metric: str) -> np.ndarray:
-    """Return rows (m, d) float32, of unit length for the cosine metric."""
-    found = read_rows(emb, rows)
-    return unit_rows(found) if metric == "cosine" else found.astype(np.float32, copy=False)
+def read_task(run: Any, emb: Embeddings, rows: np.ndarray, key: str) -> Delayed:
+    """Return the task that has the given rows (m, d), ascending, as stored; pieces of them are read in parallel."""
+    pieces = np.array_split(rows, max(1, min(READERS, emb.n_chunks, len(rows))))
+    parts = [
+        run.task(read_rows, emb, piece, name="choose-read", key=f"{key}-{i}")
+        for i, piece in enumerate(pieces)
+    ]
+    return run.task(np.concatenate, parts, name="choose-read", key=key)
+
+
+def scaled(rows: np.ndarray, metric: str) -> np.ndarray:
+    """Return rows (m, d) as float32, of unit length for the cosine metric."""
+    return unit_rows(rows) if metric == "cosine" else rows.astype(np.float32, copy=False)
+
+
+def check_memory(what: str, needed: int, limits: Limits) -> None:
+    """Raise PlanError if a worker cannot hold ``needed`` bytes."""
+    if limits.worker_memory is not None and needed > limits.worker_memory:
+        raise PlanError(
+            f"{what} needs {needed} bytes ({human(needed)}) in one worker, whose limit is "
+            f"{limits.worker_memory} bytes "
+            f"({human(limits.worker_memory)}): give fewer clusters, a smaller sample, or the workers more memory"
+        )
 
 
 def fit_sample(x: np.ndarray, k: int, metric: str, seed: int) -> np.ndarray:

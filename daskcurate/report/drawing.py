@@ -34,8 +34,8 @@ def axes(x: str, y: str, *, high: float = HIGH) -> Iterator[tuple[Any, Any]]:
         "svg.fonttype": "none", "svg.hashsalt": "daskcurate", "font.family": "sans-serif", "font.size": 11,
         "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
         "axes.spines.top": False, "axes.spines.right": False, "grid.color": GREY, "grid.alpha": 0.25,
-        "axes.grid": True, "text.parse_math": False, "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 9.5,
-        "lines.linewidth": 1.8, "axes.formatter.useoffset": False,
+        "axes.grid": True, "text.parse_math": False, "axes.axisbelow": True, "legend.frameon": False,
+        "legend.fontsize": 9.5, "lines.linewidth": 1.8, "axes.formatter.useoffset": False,
     }  # fmt: skip
     with mpl.rc_context(settings):
         figure = Figure(figsize=(WIDE, high), layout="constrained")

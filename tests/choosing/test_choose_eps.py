@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 import daskcurate as dc
 from daskcurate import cli
 from daskcurate.choosing import eps as module
+from daskcurate.samples import read_rows
 
 EPS = (0.001, 0.01, 0.05, 0.2)
 
@@ -140,3 +141,19 @@ def test_the_command(pool, rows, cluster, tmp_path, monkeypatch):
     (tmp_path / "texts.txt").write_text("too few\n")
     found = CliRunner().invoke(cli.app, [*words, "--texts", "texts.txt"])
     assert "has 1 entries, but the pool has 700 rows" in str(found.exception)
+
+
+def test_workers_with_too_little_memory_are_refused(pool, rows, client, monkeypatch):
+    emb = pool(rows, normalize=True)
+    for module_name, call in (("eps", dc.choose_eps), ("clusters", dc.choose_k)):
+        monkeypatch.setattr(f"daskcurate.choosing.{module_name}.PROCESS_BYTES", 3 << 30)
+        with pytest.raises(
+            dc.PlanError, match=r"choose_.* needs \d+ bytes .* whose limit is 2147483648 bytes"
+        ):
+            call(emb, client=client)
+
+
+def test_the_sample_is_read_alike_in_pieces_and_whole(pool, rows):
+    emb = pool(rows)
+    for wanted in (np.arange(700), np.array([0, 3, 699]), np.array([5]), np.empty(0, np.int64)):
+        assert np.array_equal(read_rows(emb, wanted), rows[wanted])
