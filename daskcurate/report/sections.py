@@ -28,6 +28,7 @@ MAX_LISTED = 200
 MAX_SELECTIONS = 7
 MAX_OF_A_KIND = 3
 """Dedup stages, pruning stages, and clusterings with a gallery."""
+MAX_TIMED = 12
 MAX_POINTS = 4000
 """Clusters in a scatter plot."""
 
@@ -37,7 +38,7 @@ def stages_section(context: RunContext) -> Section:
     rows, stages = [], list(context.run.stages.values())
     for stage in stages[:MAX_LISTED]:
         found = stage.attributes
-        remarks = [] if stage.complete else [stage.state]
+        remarks = [] if stage.complete and stage.is_known else [stage.state]
         remarks += [str(message) for message in found.get("warnings") or ()]
         rows.append([
             context.run.title(stage), _number(found.get("rows_in")), _number(found.get("total")),
@@ -59,7 +60,7 @@ def stages_section(context: RunContext) -> Section:
     if not any(row[7] for row in rows):
         header, rows = header[:7], [row[:7] for row in rows]
     section = Section("Stages", tables=[Table(header, rows, texts=(7,))])
-    timed = [stage for stage in context.run.ranked if "seconds" in stage.attributes][:12]
+    timed = context.few([s for s in context.run.ranked if "seconds" in s.attributes], MAX_TIMED, "timings")
     if timed:
         names = [context.run.title(stage) for stage in timed]
         values = [float(stage.attributes["seconds"]) for stage in timed]

@@ -9,6 +9,7 @@ from typing import Any
 
 import zarr
 
+from daskcurate.schema import SCHEMA
 from daskcurate.store import RunStore
 
 CLUSTERINGS = ("kmeans", "clustering")
@@ -46,10 +47,17 @@ class StoredStage:
         return self.kind in CLUSTERINGS
 
     @property
+    def is_known(self) -> bool:
+        """Whether it is of a kind that has rows to show: clusters, or counts."""
+        return any(spec.name in ("labels", "counts") for spec in SCHEMA.get(self.kind, ()))
+
+    @property
     def state(self) -> str:
         """Where the stage has got to."""
         if self.complete:
-            return "finished"
+            return (
+                "finished" if self.is_known else f"of the kind {self.kind!r}, which this report does not know"
+            )
         if self.attributes.get("complete"):
             return "damaged: files are missing or were changed"
         saved = self.attributes.get("checkpoint") or {}
@@ -140,10 +148,14 @@ class StoredRun:
                 yield self.stages[name]
 
     def before(self, stage: StoredStage) -> dict[str, StoredStage]:
-        """Return a stage and all that led to it, by name."""
-        found: dict[str, StoredStage] = {stage.name: stage}
-        for needed in self.needs(stage):
-            found |= self.before(needed)
+        """Return a stage and all that led to it, by name, each once however often it is used."""
+        found: dict[str, StoredStage] = {}
+        waiting = [stage]
+        while waiting:
+            one = waiting.pop()
+            if one.name not in found:
+                found[one.name] = one
+                waiting.extend(self.needs(one))
         return found
 
     def chain(self, stage: StoredStage) -> list[StoredStage]:
@@ -168,7 +180,7 @@ class StoredRun:
     @cached_property
     def finished(self) -> list[StoredStage]:
         """Stages whose results can be read."""
-        return [stage for stage in self.stages.values() if stage.complete]
+        return [stage for stage in self.stages.values() if stage.complete and stage.is_known]
 
     @cached_property
     def last(self) -> StoredStage | None:

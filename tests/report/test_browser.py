@@ -33,7 +33,7 @@ def address(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pages(run_folder, tmp_path_factory, cluster):
+def pages(run_folder, small_run, tmp_path_factory, cluster):
     folder = tmp_path_factory.mktemp("pages")
     store, pool = run_folder / "run.zarr", run_folder / "pool.zarr"
     texts, images = run_folder / "texts.txt", run_folder / "images.npy"
@@ -44,7 +44,7 @@ def pages(run_folder, tmp_path_factory, cluster):
     return {
         "images": dc.write_report(store, folder / "images", images=images),
         "texts": dc.write_report(store, folder / "texts", texts=texts),
-        "ids": dc.write_report(store, folder / "ids"),
+        "ids": dc.write_report(small_run / "run.zarr", folder / "ids"),
         "eps": EpsPage(emb, folder / "eps", texts, images).write(eps),
         "k": KPage(emb, folder / "k").write(k),
     }

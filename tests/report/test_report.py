@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from html.parser import HTMLParser
 
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 import daskcurate as dc
 from daskcurate import cli
 from daskcurate.report import context, page, sections
-from daskcurate.report.stages import StoredRun
+from daskcurate.report.stages import StoredRun, StoredStage
 from daskcurate.store import RunStore
 
 N = 900
@@ -105,6 +106,41 @@ def test_the_figures_are_those_of_the_run(run_folder, written):
         after = figures["balance"][run.title(stage)]["after sample 200"]
         assert after["rows"] == 200
         assert after["effective"] == pytest.approx(np.exp(-(p * np.log(p)).sum()))
+
+
+def test_the_last_stage_where_all_started_at_once(run_folder):
+    run = StoredRun.read(run_folder / "run.zarr")
+    for stage in run.stages.values():
+        stage.attributes["started"] = "2026-01-01T00:00:00+00:00"
+    assert run.last.kind == "hierarchical_sample"
+    assert [stage.kind for stage in run.ranked[:3]] == ["kmeans", "semantic_dedup", "density_prune"]
+    assert len(run.ranked) == len(run.stages)
+
+
+def test_a_stage_used_many_times_is_met_once(run_folder):
+    run = StoredRun.read(run_folder / "run.zarr")
+    first = run.last
+    for number in range(60):  # each takes the one before twice: 2^60 ways lead back
+        inputs = {"a": first.name, "b": first.name}
+        first = StoredStage(first.store, f"combine-{number}", {"kind": "combine", "inputs": inputs}, True)
+        run.stages[first.name] = first
+    assert len(run.before(first)) == 60 + len(run.before(run.stages[run.stages["combine-0"].inputs["a"]]))
+
+
+def test_stages_of_kinds_from_a_later_version(small_run, tmp_path):
+    shutil.copytree(small_run / "run.zarr", tmp_path / "run.zarr")
+    RunStore(tmp_path / "run.zarr").update(
+        "novelty-01", kind="novelty", complete=True, contents={}, config={}
+    )
+    text = words(dc.write_report(tmp_path / "run.zarr"))
+    assert "of the kind 'novelty', which this report does not know" in text
+    assert "rows in the result: sample 20" in text
+
+
+def test_the_package_needs_no_extra_to_be_imported():
+    modules = ("matplotlib", "PIL", "markupsafe", "jinja2")
+    code = f"import sys\nsys.modules.update(dict.fromkeys({modules}))\nimport daskcurate"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_titles_differ(run_folder):
