@@ -19,6 +19,7 @@ INK = "#123456"
 """Stands for the colour of the page's text."""
 GREY = "#8b929c"
 COLOURS = ("#3b7fd1", "#d9772b", "#3a9a66", "#c74f5d", "#8a68c9", "#a08a1f", "#2f9aa8", "#b0619c")
+KEPT, DROPPED = COLOURS[:2]
 DASHES = ("-", "--", "-.", ":")
 WIDE, HIGH = 4.8, 3.4
 """Inches: small enough for its text to stay readable at a phone's width."""
@@ -102,7 +103,7 @@ def histogram(counts: np.ndarray, edges: np.ndarray, limit: float, alt: str) -> 
     counts, edges = _cut_tail(counts, edges, limit)
     with axes("similarity to the closest earlier row", "rows") as (figure, one):
         over = edges[:-1] >= limit - 1e-6  # the threshold is a float32, the edges are not
-        for part, colour, name in ((~over, COLOURS[0], "kept"), (over, COLOURS[1], "dropped")):
+        for part, colour, name in ((~over, KEPT, "kept"), (over, DROPPED, "dropped")):
             if counts[part].any():
                 one.bar(
                     edges[:-1][part],
@@ -145,8 +146,12 @@ def kept_curve(
         if chosen is not None:
             one.axvline(max(chosen, 1e-4), color=INK, linestyle="--", linewidth=1.4)
             one.plot([max(chosen, 1e-4)], [chosen_kept], "o", color=COLOURS[1], markersize=8)
-            one.annotate(f"eps {chosen:g}: {chosen_kept:.1%} kept", (max(chosen, 1e-4), chosen_kept), (8, 8),
-                         textcoords="offset points", ha="left" if chosen < 0.1 else "right")  # fmt: skip
+            # the curve falls: below it, to the left, is room, unless that is the edge
+            aside = (-8, -18, "right") if chosen > 0.002 else (8, 8, "left")
+            one.annotate(
+                f"eps {chosen:g}: {chosen_kept:.1%} kept", (max(chosen, 1e-4), chosen_kept), aside[:2],
+                textcoords="offset points", ha=aside[2],
+            )  # fmt: skip
         low = float(kept.min()) if band is None else float(band[0].min())
         one.set_ylim(max(-0.02, low - 0.05), 1.05)
         _plain_log(one.xaxis)
@@ -163,14 +168,15 @@ def scatter(x: np.ndarray, y: np.ndarray, size: np.ndarray, x_label: str, y_labe
 
 
 def pool_map(places: np.ndarray, kept: np.ndarray, explained: tuple[float, float], alt: str) -> str:
-    """Draw the map: dropped rows grey, kept ones on top of them."""
+    """Draw the map with the kept and the dropped rows."""
     names = [f"component {i + 1} ({share:.0%} of the variance)" for i, share in enumerate(explained)]
     with axes(*names, high=4.2) as (figure, one):
         area = float(np.clip(20_000 / max(1, len(places)), 1.5, 20))
-        for part, colour, name in ((~kept, GREY, "dropped"), (kept, COLOURS[1], "kept")):
+        parts = [(kept, KEPT, "kept"), (~kept, DROPPED, "dropped")]
+        for part, colour, name in sorted(parts, key=lambda one: -one[0].sum()):  # the fewer ones on top
             if part.any():
                 one.scatter(places[part, 0], places[part, 1], area, color=colour, linewidths=0, rasterized=True,
-                            label=name, alpha=0.5 if name == "dropped" else 0.9)  # fmt: skip
+                            label=name, alpha=0.6)  # fmt: skip
         one.set_xticks([])
         one.set_yticks([])
         figure.legend(loc="outside upper right", ncols=2, markerscale=4, frameon=False)

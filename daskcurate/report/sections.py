@@ -261,7 +261,7 @@ def map_section(context: RunContext) -> Section:
     where = " of a few chunks of the pool" if found.whole_chunks else ""
     section.lines.append(
         f"{len(found.rows):,} rows{where}, drawn at random, on the first two principal components of their "
-        "embeddings. Kept rows should cover every part of the cloud that dropped rows are in: an area with grey "
+        "embeddings. Kept rows should cover every part of the cloud that dropped rows are in: an area of orange "
         "alone is a concept that was lost. What two components do not show lies on top of each other here."
     )
     for stage in shown:
