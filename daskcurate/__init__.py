@@ -5,6 +5,7 @@ From a pool of embeddings to a curated set: hierarchical k-means with resampling
 missing in a run store.
 """
 
+from daskcurate.choosing import EpsChoice, KChoice, choose_eps, choose_k
 from daskcurate.dedup import SemanticDedup, semantic_dedup
 from daskcurate.embeddings import Embeddings, open_embeddings
 from daskcurate.hierarchy import Hierarchy, hierarchical_kmeans
@@ -14,6 +15,7 @@ from daskcurate.kmeans import Clustering, kmeans
 from daskcurate.nodes import NotComputedError
 from daskcurate.planning import Plan, PlanError
 from daskcurate.pruning import density_prune, prototype_prune, random_prune
+from daskcurate.report import write_report
 from daskcurate.runner import compute, plan
 from daskcurate.sampling import hierarchical_sample
 from daskcurate.selection import Selection
@@ -24,13 +26,17 @@ __version__ = "0.1.0"
 __all__ = [
     "Clustering",
     "Embeddings",
+    "EpsChoice",
     "Hierarchy",
+    "KChoice",
     "NotComputedError",
     "Plan",
     "PlanError",
     "Selection",
     "SemanticDedup",
     "StoreError",
+    "choose_eps",
+    "choose_k",
     "compute",
     "density_prune",
     "export",
@@ -43,4 +49,5 @@ __all__ = [
     "prototype_prune",
     "random_prune",
     "semantic_dedup",
+    "write_report",
 ]

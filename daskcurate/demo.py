@@ -31,6 +31,7 @@ def digits_pool(output: Path, rows: int, seed: int) -> DemoPool:
     """Make the handwritten digits and ingest them."""
     pool = make_digits(rows, seed=seed)
     emb = ingest(pool.embeddings, output / "pool.zarr", ids=pool.ids, normalize=True, overwrite=True)
+    np.save(output / "images.npy", pool.images)
     return DemoPool(emb, DEMO_EPS, pool.label, pool.planted_duplicate_of)
 
 
@@ -79,6 +80,11 @@ def run_demo(
     )
     console.print("  picks.npy      row numbers of the picked rows")
     console.print("  picks.parquet  a line for every row of the pool: kept or not, and why")
+    images = ""
+    if source is None:
+        console.print("  images.npy     the digits")
+        images = f" --images {output}/images.npy"
+    console.print(f"Look at it: daskcurate report {output}/run.zarr{images}")
 
 
 def stage_table(results: dict[str, Any]) -> Table:
@@ -145,5 +151,5 @@ def clear(output: Path) -> None:
     """Remove what an earlier demo left."""
     for name in ("pool.zarr", "run.zarr"):
         shutil.rmtree(output / name, ignore_errors=True)
-    for name in ("picks.npy", "picks.parquet"):
+    for name in ("picks.npy", "picks.parquet", "images.npy"):
         (output / name).unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from dask.delayed import Delayed
 from distributed import Client, default_client, wait
 
 from daskcurate.config import check_int
+from daskcurate.embeddings import Embeddings
 from daskcurate.hierarchy import Hierarchy
 from daskcurate.nodes import NotComputedError, Stage
 from daskcurate.planning import Limits, Plan, plan_stages
@@ -169,6 +170,27 @@ class StageRun:
         return {"total": sum(self.gather(writes, "write"))}
 
 
+class LooseTasks:
+    """Tasks of no stage: those of an estimate, which leaves nothing in a store."""
+
+    def __init__(self, client: Client):
+        self.client, self.token, self.limits = client, uuid.uuid4().hex[:12], cluster_limits(client)
+
+    def task(self, function: Callable[..., Any], *args: Any, name: str, key: Any = 0) -> Delayed:
+        """Return a lazy task called ``name`` in the dashboard; ``key`` tells it from its siblings."""
+        return task(function, *args, name=name, key=f"{self.token}-{key}")
+
+    def gather(self, tasks: Sequence[Delayed]) -> list[Any]:
+        """Run tasks and return their results, which must be small; cancel the others where one fails."""
+        futures = self.client.compute(list(tasks), retries=RETRIES)
+        try:
+            return self.client.gather(futures)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self.client.cancel(futures)
+            raise
+
+
 def _write_counts(url: str, start: int, counts: np.ndarray) -> int:
     write_block(url, start, counts)
     return int(counts.sum(dtype=np.int64))
@@ -290,6 +312,7 @@ def _run_stage(stage: Stage, run: StageRun) -> None:
         kind=stage.kind,
         config=stage.config.as_dict(),
         inputs={role: getattr(node, "name", node.fingerprint) for role, node in stage.inputs.items()},
+        pool=next((node.path for node in stage.inputs.values() if isinstance(node, Embeddings)), None),
         fingerprint=stage.fingerprint,
         versions=versions(),
         started=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -69,7 +69,7 @@ def ingest(call, *options):
 def test_help_lists_the_commands(call):
     found = call("--help")
     assert found.code == 0
-    for name in ("demo", "ingest", "plan", "run", "status", "export"):
+    for name in ("demo", "ingest", "plan", "run", "status", "export", "report", "choose-eps", "choose-k"):
         assert name in found.out
 
 
@@ -183,6 +183,10 @@ def test_the_demo(folder, call, scheduler_file):
     assert np.array_equal(np.flatnonzero(table["keep"]), picks)
     assert table["id"][0].startswith("digit-")
     assert call("status", "out/run.zarr").out.count("finished") == 6
+    command = found.out.partition("Look at it: daskcurate ")[2].split()
+    assert command == ["report", "out/run.zarr", "--images", "out/images.npy"]
+    assert call(*command).code == 0
+    assert "digit-0-" in (folder / "out" / "run-report" / "index.html").read_text()
 
 
 def test_the_demo_of_own_embeddings(folder, call, scheduler_file):

@@ -1,4 +1,4 @@
-"""Ids of a text file, one a line."""
+"""Ids or texts of a file, one a line."""
 
 import fsspec
 import numpy as np
@@ -10,10 +10,14 @@ BLOCK_BYTES = 4 << 20
 
 
 class TextRows(RowSource):
-    """Lines of a UTF-8 text file; the place of every 1024th line is kept, so any range can be read."""
+    """Lines of a UTF-8 text file; the place of every 1024th line is kept, so any range can be read.
 
-    def __init__(self, url: str):
+    Ids must not be empty; texts may be.
+    """
+
+    def __init__(self, url: str, *, may_be_empty: bool = False):
         self.url = url
+        self.may_be_empty = may_be_empty
         self.starts, n = _index_lines(url)
         super().__init__(url, (n,), object)
 
@@ -26,18 +30,17 @@ class TextRows(RowSource):
             for row in range(mark * STRIDE, stop):
                 line = file.readline()
                 if row >= start:
-                    lines[row - start] = _decode(row - start, line)
+                    lines[row - start] = self._decode(row - start, line)
         return lines
 
-
-def _decode(row: int, line: bytes) -> str:
-    try:
-        text = line.decode("utf-8").strip()
-    except UnicodeDecodeError:
-        raise BadRow(row, "is not UTF-8 text") from None
-    if not text:
-        raise BadRow(row, "is empty: give one id a line")
-    return text
+    def _decode(self, row: int, line: bytes) -> str:
+        try:
+            text = line.decode("utf-8").strip()
+        except UnicodeDecodeError:
+            raise BadRow(row, "is not UTF-8 text") from None
+        if not text and not self.may_be_empty:
+            raise BadRow(row, "is empty: give one id a line")
+        return text
 
 
 def _index_lines(url: str) -> tuple[np.ndarray, int]:
