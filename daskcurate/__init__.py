@@ -10,6 +10,8 @@ from daskcurate.embeddings import Embeddings, open_embeddings
 from daskcurate.hierarchy import Hierarchy, hierarchical_kmeans
 from daskcurate.io.export import export
 from daskcurate.io.ingest import ingest
+from daskcurate.io.inspection import Inspection, inspect_source
+from daskcurate.io.subset import subset
 from daskcurate.kmeans import Clustering, kmeans
 from daskcurate.nodes import NotComputedError
 from daskcurate.planning import Plan, PlanError
@@ -25,6 +27,7 @@ __all__ = [
     "Clustering",
     "Embeddings",
     "Hierarchy",
+    "Inspection",
     "NotComputedError",
     "Plan",
     "PlanError",
@@ -37,10 +40,12 @@ __all__ = [
     "hierarchical_kmeans",
     "hierarchical_sample",
     "ingest",
+    "inspect_source",
     "kmeans",
     "open_embeddings",
     "plan",
     "prototype_prune",
     "random_prune",
     "semantic_dedup",
+    "subset",
 ]

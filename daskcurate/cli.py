@@ -1,4 +1,4 @@
-"""The command line: ``daskcurate demo | ingest | plan | run | status | export``.
+"""The command line: ``daskcurate demo | ingest | plan | run | status | export | subset``.
 
 Exit codes: 0 done; 1 the run failed; 2 the command line, the configuration or an input is not allowed;
 3 the plan does not fit the workers' memory; 130 interrupted.
@@ -14,17 +14,23 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import daskcurate
 from daskcurate.config import check_int, check_number
 from daskcurate.digits import DEMO_ROWS
+from daskcurate.io.export import FORMATS as EXPORT_FORMATS
 from daskcurate.io.export import format_of
-from daskcurate.io.resolve import Options, open_source
+from daskcurate.io.inspection import Inspection
+from daskcurate.io.paths import as_url, exists, is_glob
+from daskcurate.io.resolve import FORMATS, Options, open_source
+from daskcurate.io.sniff import suffix_of
 from daskcurate.local_cluster import LocalClusterConfig, start_local_cluster
 from daskcurate.pipeline_config import RunConfig, load_config
 from daskcurate.planning import Plan, PlanError
 from daskcurate.runner import finished
 from daskcurate.store import RunStore
+from daskcurate.stored import find_selection
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -115,25 +121,85 @@ def demo(
 
 @app.command()
 def ingest(
-    source: Annotated[list[str], typer.Argument(help="Files, folder, glob or URL of the embeddings.")],
-    dest: Annotated[str, typer.Argument(help="Pool to make.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE... DEST", help="Files, folders, globs or URLs; last, the pool to make."
+        ),
+    ],
     ids: Annotated[str | None, typer.Option(help="File or column of ids.")] = None,
+    no_ids: Annotated[bool, typer.Option("--no-ids", help="Leave the source's own ids out.")] = False,
     normalize: Annotated[bool | None, typer.Option(help="Scale rows to unit length, or leave them.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float16 or float32; default: as found.")] = None,
-    format: Annotated[str | None, typer.Option(help="Insist on a format.")] = None,
-    column: Annotated[str | None, typer.Option(help="Column or array that holds the embeddings.")] = None,
+    format: Annotated[str | None, typer.Option(help=f"Insist on a format: {', '.join(FORMATS)}.")] = None,
+    column: Annotated[
+        str | None,
+        typer.Option(help="Column, array, .npz key, obsm name or tar extension of the embeddings."),
+    ] = None,
     shape: Annotated[
-        tuple[int, int] | None, typer.Option(help="Rows and width of a headerless file.")
+        tuple[int, int] | None, typer.Option(help="Rows (or -1) and width of a headerless file.")
     ] = None,
     source_dtype: Annotated[str | None, typer.Option(help="Number type of a headerless file.")] = None,
+    ids_dtype: Annotated[str | None, typer.Option(help="Type of a headerless file of ids, as S24.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing pool.")] = False,
+    inspect: Annotated[
+        bool,
+        typer.Option("--inspect", help="Say what would be ingested; write nothing. DEST may be left out."),
+    ] = False,
 ) -> None:
     """Bring embeddings into a pool."""
-    emb = daskcurate.ingest(
-        source[0] if len(source) == 1 else source, dest, ids=ids, normalize=normalize, dtype=dtype, format=format,
-        column=column, shape=shape, source_dtype=source_dtype, overwrite=overwrite,
-    )  # fmt: skip
+    if ids is not None and no_ids:
+        raise UsageError(f"--ids {ids} with --no-ids: give one of them")
+    options: dict[str, Any] = {
+        "ids": False if no_ids else ids, "normalize": normalize, "dtype": dtype, "format": format, "column": column,
+        "shape": shape, "source_dtype": source_dtype, "ids_dtype": ids_dtype,
+    }  # fmt: skip
+    if inspect:
+        source, dest = _sources_and_dest(paths)
+        _show_inspection(daskcurate.inspect_source(source, **options), dest)
+        return
+    if len(paths) < 2:
+        raise UsageError(
+            f"{paths[0]} alone is not enough: give the source, and the pool to make (or --inspect)"
+        )
+    source = paths[:-1] if len(paths) > 2 else paths[0]
+    emb = daskcurate.ingest(source, paths[-1], **options, overwrite=overwrite)
     console.print(str(emb))
+
+
+def _sources_and_dest(paths: list[str]) -> tuple[str | list[str], str | None]:
+    """Return the sources of an inspection, and the pool to make, which may be left out.
+
+    The last of several paths is the pool if nothing is there yet, or a pool.
+    """
+    dest = None
+    if len(paths) > 1:
+        last = as_url(paths[-1])
+        if not is_glob(last) and (not exists(last) or _is_pool(last)):
+            dest = paths[-1]
+    sources = paths[:-1] if dest else paths
+    return (sources[0] if len(sources) == 1 else sources), dest
+
+
+def _is_pool(url: str) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        daskcurate.open_embeddings(url)
+        return True
+    return False
+
+
+def _show_inspection(found: Inspection, dest: str | None) -> None:
+    table = Table(show_header=False, box=None)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, text in found.as_rows():
+        table.add_row(name, Text(text))
+    if dest is not None:
+        there = (
+            "a pool is there: --overwrite replaces it" if _is_pool(as_url(dest)) else "nothing is there yet"
+        )
+        table.add_row("dest", Text(f"{dest}: {there}"))
+    show(table)
 
 
 def _pool_if_there(config: RunConfig) -> Any:
@@ -272,7 +338,7 @@ def export(
     stage: Annotated[str, typer.Argument(help="Name of the stage in the file.")],
     dest: Annotated[str, typer.Argument(help="File to write.")],
     format: Annotated[
-        str | None, typer.Option(help="npy, parquet, ids or removed-ids; default: by name.")
+        str | None, typer.Option(help=f"One of {', '.join(EXPORT_FORMATS)}; default: by name.")
     ] = None,
     overrides: Overrides = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
@@ -286,6 +352,42 @@ def export(
     console.print(f"Wrote {daskcurate.export(found, dest, format, overwrite=overwrite)}")
 
 
+@app.command()
+def subset(
+    source: Annotated[str, typer.Argument(help="The run's YAML file, or a pool.")],
+    selection: Annotated[
+        str,
+        typer.Argument(
+            help="A stage of the YAML file; for a pool, an exported .npy or .parquet, or (--store) a stage's name."
+        ),
+    ],
+    dest: Annotated[str, typer.Argument(help="Pool to make of the selected rows.")],
+    store: Annotated[str | None, typer.Option(help="Run store that holds the selection of a pool.")] = None,
+    repeats: Annotated[
+        bool, typer.Option("--repeats", help="Rows as often as they are selected; default: once.")
+    ] = False,
+    overrides: Overrides = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing pool.")] = False,
+) -> None:
+    """Write the selected rows of a pool as a new pool."""
+    found: Any
+    if suffix_of(source) in (".yaml", ".yml"):
+        if store is not None:
+            raise UsageError(f"--store {store} is for a pool: {source} names its own store")
+        loaded = load_config(source, overrides or ())
+        emb = daskcurate.open_embeddings(loaded.embeddings.path)
+        nodes = loaded.build(emb)
+        if selection not in nodes:
+            raise UsageError(f"stage {selection!r} is not in {source}: it has {', '.join(nodes)}")
+        found = finished(nodes[selection], store=loaded.store)
+    else:
+        if overrides:
+            raise UsageError("--set is for a run's YAML file, not for a pool")
+        emb = daskcurate.open_embeddings(source)
+        found = selection if store is None else find_selection(store, selection)
+    console.print(str(daskcurate.subset(found, dest, emb=emb, repeats=repeats, overwrite=overwrite)))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; errors are one line on standard error."""
     warnings.showwarning = _show_warning  # type: ignore[assignment]
@@ -293,7 +395,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(app(args=arguments, standalone_mode=True))
     except PlanError as error:
         _fail(error, 3)
-    except (ValueError, TypeError, OSError, daskcurate.NotComputedError) as error:
+    except (ValueError, TypeError, OSError, ImportError, daskcurate.NotComputedError) as error:
         _fail(error, 2)
     except KeyboardInterrupt:
         errors.print("interrupted: finished stages are kept; run the same command again to go on")
