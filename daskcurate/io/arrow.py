@@ -217,6 +217,8 @@ def saved_dataset(folder: str) -> list[str] | None:
         raise ValueError(f"{folder} selects rows by a file of indices: save it after flatten_indices()")
     there = {os.path.basename(url) for url in list_folder(folder)}
     names = [str(item["filename"]) for item in files]
+    if not names:
+        raise ValueError(f"{folder} is a saved Dataset without any file of rows")
     for name in names:
         if name not in there:
             raise FileNotFoundError(f"{folder} lacks {name}, which its state.json names")

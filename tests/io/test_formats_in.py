@@ -252,6 +252,24 @@ def test_hugging_face(tmp_path, x, length):
         ingest("saved", "other.zarr")
 
 
+@pytest.mark.parametrize(
+    ("state", "phrase"),
+    [
+        ({"_data_files": []}, "is a saved Dataset without any file of rows"),
+        (
+            {"_data_files": [{"filename": "x.arrow"}], "_indices_data_files": [{}]},
+            "save it after flatten_ind",
+        ),
+        ({"something": "else"}, "has no file of a known format \\(it holds state.json\\)"),
+    ],
+)
+def test_odd_saved_datasets(tmp_path, state, phrase):
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "state.json").write_text(json.dumps(state))
+    with pytest.raises(ValueError, match=phrase):
+        ingest("saved", "pool.zarr")
+
+
 def list_array(x, fixed):
     if fixed:
         return pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), x.shape[1])

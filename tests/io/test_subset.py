@@ -42,13 +42,13 @@ COUNTS = {
     "last": lambda rng: np.eye(N, dtype=int)[-1],
     "all": lambda rng: np.ones(N, int),
     "a run": lambda rng: (np.arange(N) // 20 == 2).astype(int),
-    "many of one": lambda rng: 300 * np.eye(N, dtype=int)[7],
+    "many of one": lambda rng: 40 * np.eye(N, dtype=int)[7],
 }
 
 
 @pytest.mark.parametrize("case", COUNTS)
 @pytest.mark.parametrize("repeats", [False, True])
-@pytest.mark.parametrize("chunk_rows", [1, 7, 10, None])
+@pytest.mark.parametrize("chunk_rows", [3, None])
 def test_against_numpy(pool, case, repeats, chunk_rows):
     counts = COUNTS[case](np.random.default_rng(1))
     emb, ids = random_pool(pool, dtype=np.float16, ids=[f"é{i}" for i in range(N)], chunk_rows=10)
