@@ -21,8 +21,8 @@ from daskcurate.config import check_int, check_number
 from daskcurate.digits import DEMO_ROWS
 from daskcurate.io.export import FORMATS as EXPORT_FORMATS
 from daskcurate.io.export import format_of
-from daskcurate.io.inspection import Inspection
-from daskcurate.io.paths import as_url, exists, is_glob
+from daskcurate.io.inspection import Inspection, is_pool_at, sources_and_dest
+from daskcurate.io.paths import as_url
 from daskcurate.io.resolve import FORMATS, Options, open_source
 from daskcurate.io.sniff import suffix_of
 from daskcurate.local_cluster import LocalClusterConfig, start_local_cluster
@@ -155,7 +155,7 @@ def ingest(
         "shape": shape, "source_dtype": source_dtype, "ids_dtype": ids_dtype,
     }  # fmt: skip
     if inspect:
-        source, dest = _sources_and_dest(paths)
+        source, dest = sources_and_dest(paths)
         _show_inspection(daskcurate.inspect_source(source, **options), dest)
         return
     if len(paths) < 2:
@@ -167,27 +167,6 @@ def ingest(
     console.print(str(emb))
 
 
-def _sources_and_dest(paths: list[str]) -> tuple[str | list[str], str | None]:
-    """Return the sources of an inspection, and the pool to make, which may be left out.
-
-    The last of several paths is the pool if nothing is there yet, or a pool.
-    """
-    dest = None
-    if len(paths) > 1:
-        last = as_url(paths[-1])
-        if not is_glob(last) and (not exists(last) or _is_pool(last)):
-            dest = paths[-1]
-    sources = paths[:-1] if dest else paths
-    return (sources[0] if len(sources) == 1 else sources), dest
-
-
-def _is_pool(url: str) -> bool:
-    with contextlib.suppress(OSError, ValueError):
-        daskcurate.open_embeddings(url)
-        return True
-    return False
-
-
 def _show_inspection(found: Inspection, dest: str | None) -> None:
     table = Table(show_header=False, box=None)
     table.add_column(style="bold")
@@ -196,7 +175,7 @@ def _show_inspection(found: Inspection, dest: str | None) -> None:
         table.add_row(name, Text(text))
     if dest is not None:
         there = (
-            "a pool is there: --overwrite replaces it" if _is_pool(as_url(dest)) else "nothing is there yet"
+            "a pool is there: --overwrite replaces it" if is_pool_at(as_url(dest)) else "nothing is there yet"
         )
         table.add_row("dest", Text(f"{dest}: {there}"))
     show(table)

@@ -1,5 +1,6 @@
 """Look at a source before it is ingested: what it was taken for, and what ingesting it would take."""
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from daskcurate.config import check_int
+from daskcurate.embeddings import open_embeddings
 from daskcurate.io.ids import is_text, open_ids
 from daskcurate.io.ingest import (
     check_dtype,
@@ -18,6 +20,7 @@ from daskcurate.io.ingest import (
     sampled_norms,
     tolerated,
 )
+from daskcurate.io.paths import as_url, exists, is_glob
 from daskcurate.io.pool import chunk_runs
 from daskcurate.io.resolve import Opened, Options, open_source
 from daskcurate.io.rows import convert_rows, is_unit
@@ -95,6 +98,28 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def sources_and_dest(paths: list[str]) -> tuple[str | list[str], str | None]:
+    """Return the sources of an inspection, and the pool to make, which may be left out.
+
+    The last of several paths is the pool if nothing is there yet, or a pool.
+    """
+    dest = None
+    if len(paths) > 1:
+        last = as_url(paths[-1])
+        if not is_glob(last) and (not exists(last) or is_pool_at(last)):
+            dest = paths[-1]
+    sources = paths[:-1] if dest else paths
+    return (sources[0] if len(sources) == 1 else sources), dest
+
+
+def is_pool_at(url: str) -> bool:
+    """Tell whether a complete pool is at ``url``."""
+    with contextlib.suppress(OSError, ValueError):
+        open_embeddings(url)
+        return True
+    return False
 
 
 def inspect_source(
