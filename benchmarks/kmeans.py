@@ -176,7 +176,7 @@ def main() -> None:
                 first_time, first_inertia = found[0][1], found[0][2]
                 dense = 2 * n * k * rows.shape[1] / (rates["float32"] or 1)
                 print_table(
-                    ("tool", "seconds", f"of {found[0][0]}'s", "in dense passes at the product's rate", "inertia", "ratio"),
+                    ("tool", "seconds", f"of {found[0][0]}'s", "in dense passes", "inertia", "ratio"),
                     [
                         (name, f"{seconds:.2f}", f"{seconds / first_time:.2f}", f"{seconds / dense:.1f}",
                          f"{value:.0f}", f"{value / first_inertia:.4f}")

@@ -11,6 +11,8 @@ from daskcurate.embeddings import Embeddings, open_embeddings
 from daskcurate.hierarchy import Hierarchy, hierarchical_kmeans
 from daskcurate.io.export import export
 from daskcurate.io.ingest import ingest
+from daskcurate.io.inspection import Inspection, inspect_source
+from daskcurate.io.subset import subset
 from daskcurate.kmeans import Clustering, kmeans
 from daskcurate.nodes import NotComputedError
 from daskcurate.planning import Plan, PlanError
@@ -29,6 +31,7 @@ __all__ = [
     "EpsChoice",
     "Hierarchy",
     "KChoice",
+    "Inspection",
     "NotComputedError",
     "Plan",
     "PlanError",
@@ -43,11 +46,13 @@ __all__ = [
     "hierarchical_kmeans",
     "hierarchical_sample",
     "ingest",
+    "inspect_source",
     "kmeans",
     "open_embeddings",
     "plan",
     "prototype_prune",
     "random_prune",
     "semantic_dedup",
+    "subset",
     "write_report",
 ]

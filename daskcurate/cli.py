@@ -1,4 +1,4 @@
-"""The command line: ``daskcurate demo | ingest | plan | run | status | export | report | choose-eps | choose-k``.
+"""The command line: ``daskcurate demo | ingest | plan | run | status | export | subset | report | choose-...``.
 
 Exit codes: 0 done; 1 the run failed; 2 the command line, the configuration or an input is not allowed;
 3 the plan does not fit the workers' memory; 130 interrupted.
@@ -7,24 +7,42 @@ Exit codes: 0 done; 1 the run failed; 2 the command line, the configuration or a
 import contextlib
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import daskcurate
+from daskcurate import cli_judging
+from daskcurate.cli_options import (
+    Config,
+    Memory,
+    Overrides,
+    Scheduler,
+    SchedulerFile,
+    UsageError,
+    Workers,
+    a_client,
+    console,
+    errors,
+    show,
+)
 from daskcurate.config import check_int, check_number
 from daskcurate.digits import DEMO_ROWS
+from daskcurate.io.export import FORMATS as EXPORT_FORMATS
 from daskcurate.io.export import format_of
-from daskcurate.io.resolve import Options, open_source
-from daskcurate.local_cluster import LocalClusterConfig, start_local_cluster
+from daskcurate.io.inspection import Inspection, is_pool_at, sources_and_dest
+from daskcurate.io.paths import as_url
+from daskcurate.io.resolve import FORMATS, Options, open_source
+from daskcurate.io.sniff import suffix_of
+from daskcurate.local_cluster import LocalClusterConfig
 from daskcurate.pipeline_config import RunConfig, load_config
 from daskcurate.planning import Plan, PlanError
 from daskcurate.runner import finished
 from daskcurate.store import RunStore
+from daskcurate.stored import find_selection
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,56 +50,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help=(__doc__ or "").splitlines()[0],
 )
-console = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
-WIDE = 400
-
-Scheduler = Annotated[str | None, typer.Option(help="Address of a running Dask scheduler.")]
-SchedulerFile = Annotated[Path | None, typer.Option(help="JSON file that a running scheduler wrote.")]
-Workers = Annotated[int | None, typer.Option(help="Worker processes of the local cluster.")]
-Memory = Annotated[str | None, typer.Option(help="Memory limit of each local worker, such as 4GiB.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="key=value in place of the file's; repeatable.")
-]
-Config = Annotated[Path, typer.Argument(help="The run's YAML file.")]
-
-
-class UsageError(ValueError):
-    """Options that do not go together."""
-
-
-@contextlib.contextmanager
-def a_client(
-    scheduler: str | None, scheduler_file: Path | None, n_workers: int | None, memory: str | None,
-    local: LocalClusterConfig | None = None,
-) -> Iterator[Any]:  # fmt: skip
-    """Yield a client of the cluster that the options name, or of a local one; say where its dashboard is."""
-    import dask
-    from distributed import Client
-
-    if scheduler and scheduler_file:
-        raise UsageError(f"--scheduler {scheduler} with --scheduler-file {scheduler_file}: give one of them")
-    address = scheduler or dask.config.get("scheduler-address", None)
-    with contextlib.ExitStack() as stack:
-        if scheduler_file or address:
-            if n_workers or memory:
-                raise UsageError(
-                    "--n-workers and --memory-limit are for a local cluster, not with a scheduler"
-                )
-            if scheduler_file and not scheduler_file.exists():
-                raise UsageError(f"--scheduler-file {scheduler_file}: there is no such file")
-            where = {"scheduler_file": str(scheduler_file)} if scheduler_file else {"address": address}
-            client = stack.enter_context(Client(**where, timeout="20s"))
-        else:
-            settings = dict(local.as_dict()) if local is not None else {}
-            if n_workers is not None:
-                settings["n_workers"] = n_workers
-            if memory is not None:
-                settings["memory_limit"] = memory
-            cluster = stack.enter_context(start_local_cluster(LocalClusterConfig(**settings)))
-            client = stack.enter_context(Client(cluster))
-        console.print(f"Dashboard: {client.dashboard_link}")
-        yield client
 
 
 @app.command()
@@ -115,25 +83,64 @@ def demo(
 
 @app.command()
 def ingest(
-    source: Annotated[list[str], typer.Argument(help="Files, folder, glob or URL of the embeddings.")],
-    dest: Annotated[str, typer.Argument(help="Pool to make.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE... DEST", help="Files, folders, globs or URLs; last, the pool to make."
+        ),
+    ],
     ids: Annotated[str | None, typer.Option(help="File or column of ids.")] = None,
+    no_ids: Annotated[bool, typer.Option("--no-ids", help="Leave the source's own ids out.")] = False,
     normalize: Annotated[bool | None, typer.Option(help="Scale rows to unit length, or leave them.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float16 or float32; default: as found.")] = None,
-    format: Annotated[str | None, typer.Option(help="Insist on a format.")] = None,
-    column: Annotated[str | None, typer.Option(help="Column or array that holds the embeddings.")] = None,
+    format: Annotated[str | None, typer.Option(help=f"Insist on a format: {', '.join(FORMATS)}.")] = None,
+    column: Annotated[
+        str | None,
+        typer.Option(help="Column, array, .npz key, obsm name or tar extension of the embeddings."),
+    ] = None,
     shape: Annotated[
-        tuple[int, int] | None, typer.Option(help="Rows and width of a headerless file.")
+        tuple[int, int] | None, typer.Option(help="Rows (or -1) and width of a headerless file.")
     ] = None,
     source_dtype: Annotated[str | None, typer.Option(help="Number type of a headerless file.")] = None,
+    ids_dtype: Annotated[str | None, typer.Option(help="Type of a headerless file of ids, as S24.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing pool.")] = False,
+    inspect: Annotated[
+        bool,
+        typer.Option("--inspect", help="Say what would be ingested; write nothing. DEST may be left out."),
+    ] = False,
 ) -> None:
     """Bring embeddings into a pool."""
-    emb = daskcurate.ingest(
-        source[0] if len(source) == 1 else source, dest, ids=ids, normalize=normalize, dtype=dtype, format=format,
-        column=column, shape=shape, source_dtype=source_dtype, overwrite=overwrite,
-    )  # fmt: skip
+    if ids is not None and no_ids:
+        raise UsageError(f"--ids {ids} with --no-ids: give one of them")
+    options: dict[str, Any] = {
+        "ids": False if no_ids else ids, "normalize": normalize, "dtype": dtype, "format": format, "column": column,
+        "shape": shape, "source_dtype": source_dtype, "ids_dtype": ids_dtype,
+    }  # fmt: skip
+    if inspect:
+        source, dest = sources_and_dest(paths)
+        _show_inspection(daskcurate.inspect_source(source, **options), dest)
+        return
+    if len(paths) < 2:
+        raise UsageError(
+            f"{paths[0]} alone is not enough: give the source, and the pool to make (or --inspect)"
+        )
+    source = paths[:-1] if len(paths) > 2 else paths[0]
+    emb = daskcurate.ingest(source, paths[-1], **options, overwrite=overwrite)
     console.print(str(emb))
+
+
+def _show_inspection(found: Inspection, dest: str | None) -> None:
+    table = Table(show_header=False, box=None)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, text in found.as_rows():
+        table.add_row(name, Text(text))
+    if dest is not None:
+        there = (
+            "a pool is there: --overwrite replaces it" if is_pool_at(as_url(dest)) else "nothing is there yet"
+        )
+        table.add_row("dest", Text(f"{dest}: {there}"))
+    show(table)
 
 
 def _pool_if_there(config: RunConfig) -> Any:
@@ -151,11 +158,6 @@ def _ingest_pool(config: RunConfig) -> Any:
     """Ingest the run's pool as the file says."""
     arguments = dict(config.embeddings.ingest or {})
     return daskcurate.ingest(arguments.pop("source"), arguments.pop("dest"), **arguments)
-
-
-def show(table: Table) -> None:
-    """Print a table; into a pipe or a file as wide as it is, with nothing cut off."""
-    (console if console.is_terminal else Console(highlight=False, width=WIDE)).print(table)
 
 
 def plan_table(found: Plan) -> Table:
@@ -272,7 +274,7 @@ def export(
     stage: Annotated[str, typer.Argument(help="Name of the stage in the file.")],
     dest: Annotated[str, typer.Argument(help="File to write.")],
     format: Annotated[
-        str | None, typer.Option(help="npy, parquet, ids or removed-ids; default: by name.")
+        str | None, typer.Option(help=f"One of {', '.join(EXPORT_FORMATS)}; default: by name.")
     ] = None,
     overrides: Overrides = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing file.")] = False,
@@ -286,117 +288,44 @@ def export(
     console.print(f"Wrote {daskcurate.export(found, dest, format, overwrite=overwrite)}")
 
 
-Output = Annotated[Path | None, typer.Option(help="Folder to write.")]
-Texts = Annotated[str | None, typer.Option(help="Texts of the rows: file.parquet:column, .txt or .npy.")]
-Images = Annotated[
-    str | None, typer.Option(help="Images of the rows: file.parquet:column, .txt of paths, .npy or zarr.")
-]
-Overwrite = Annotated[bool, typer.Option(help="Write into a folder that is not a report.")]
-Seed = Annotated[int, typer.Option(help="Seed of what is drawn.")]
-Metric = Annotated[str, typer.Option(help="Metric of the clustering: cosine or l2.")]
-
-
 @app.command()
-def report(
-    store: Annotated[str, typer.Argument(help="The run store.")],
-    output: Output = None,
-    embeddings: Annotated[str | None, typer.Option(help="The pool, if it was moved since.")] = None,
-    texts: Texts = None,
-    images: Images = None,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
+def subset(
+    source: Annotated[str, typer.Argument(help="The run's YAML file, or a pool.")],
+    selection: Annotated[
+        str,
+        typer.Argument(
+            help="A stage of the YAML file; for a pool, an exported .npy or .parquet, or (--store) a stage's name."
+        ),
+    ],
+    dest: Annotated[str, typer.Argument(help="Pool to make of the selected rows.")],
+    store: Annotated[str | None, typer.Option(help="Run store that holds the selection of a pool.")] = None,
+    repeats: Annotated[
+        bool, typer.Option("--repeats", help="Rows as often as they are selected; default: once.")
+    ] = False,
+    overrides: Overrides = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing pool.")] = False,
 ) -> None:
-    """Write a page about a run: figures, pictures, and your own items to judge it by."""
-    page = daskcurate.write_report(
-        store, output, embeddings=embeddings, texts=texts, images=images, seed=seed, overwrite=overwrite
-    )
-    console.print(f"Wrote {page}")
+    """Write the selected rows of a pool as a new pool."""
+    found: Any
+    if suffix_of(source) in (".yaml", ".yml"):
+        if store is not None:
+            raise UsageError(f"--store {store} is for a pool: {source} names its own store")
+        loaded = load_config(source, overrides or ())
+        emb = daskcurate.open_embeddings(loaded.embeddings.path)
+        nodes = loaded.build(emb)
+        if selection not in nodes:
+            raise UsageError(f"stage {selection!r} is not in {source}: it has {', '.join(nodes)}")
+        found = finished(nodes[selection], store=loaded.store)
+    else:
+        if overrides:
+            raise UsageError("--set is for a run's YAML file, not for a pool")
+        emb = daskcurate.open_embeddings(source)
+        found = selection if store is None else find_selection(store, selection)
+    console.print(str(daskcurate.subset(found, dest, emb=emb, repeats=repeats, overwrite=overwrite)))
 
 
-@app.command()
-def choose_eps(
-    pool: Annotated[str, typer.Argument(help="The pool.")],
-    eps: Annotated[str | None, typer.Option(help="Thresholds to try, as in 0.01,0.02,0.05.")] = None,
-    sample: Annotated[int, typer.Option(help="Rows that are judged.")] = 20_000,
-    clusters: Annotated[
-        int | None, typer.Option(help="Clusters; default: the square root of the rows.")
-    ] = None,
-    keep: Annotated[str, typer.Option(help="Which of similar rows stays: hard, easy or random.")] = "hard",
-    metric: Metric = "cosine",
-    output: Output = Path("choose-eps"),
-    texts: Texts = None,
-    images: Images = None,
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
-    scheduler: Scheduler = None,
-    scheduler_file: SchedulerFile = None,
-    n_workers: Workers = None,
-    memory_limit: Memory = None,
-) -> None:
-    """Estimate what thresholds of dedup would keep; write pictures and examples at each border."""
-    from daskcurate.choosing.eps import EpsEstimate
-    from daskcurate.report.choices import EpsPage
-
-    asked = None if eps is None else _numbers("eps", eps, float)
-    emb = daskcurate.open_embeddings(pool)
-    estimate = EpsEstimate.of(
-        emb, asked, sample_size=sample, n_clusters=clusters, keep=keep, metric=metric, seed=seed
-    )
-    page = EpsPage(emb, output, texts, images, overwrite)
-    with a_client(scheduler, scheduler_file, n_workers, memory_limit) as client:
-        found = estimate.run(client)
-    show(_choice_table(found))
-    console.print(f"Wrote {page.write(found)}")
-
-
-@app.command()
-def choose_k(
-    pool: Annotated[str, typer.Argument(help="The pool.")],
-    clusters: Annotated[str | None, typer.Option(help="Numbers of clusters to try, as in 100,1000.")] = None,
-    sample: Annotated[int, typer.Option(help="Rows of the sample, at least.")] = 20_000,
-    n_iters: Annotated[int, typer.Option(help="Updates of k-means in the run.")] = 50,
-    fit_fraction: Annotated[float, typer.Option(help="Fraction of the rows that they are done on.")] = 1.0,
-    metric: Metric = "cosine",
-    output: Output = Path("choose-k"),
-    seed: Seed = 0,
-    overwrite: Overwrite = False,
-    scheduler: Scheduler = None,
-    scheduler_file: SchedulerFile = None,
-    n_workers: Workers = None,
-    memory_limit: Memory = None,
-) -> None:
-    """Estimate inertia, cluster sizes and cost of numbers of clusters; write pictures of them."""
-    from daskcurate.choosing.clusters import KEstimate
-    from daskcurate.report.choices import KPage
-
-    asked = None if clusters is None else _numbers("clusters", clusters, int)
-    emb = daskcurate.open_embeddings(pool)
-    estimate = KEstimate.of(
-        emb, asked, sample_size=sample, n_iters=n_iters, fit_fraction=fit_fraction, metric=metric, seed=seed
-    )
-    page = KPage(emb, output, overwrite)
-    with a_client(scheduler, scheduler_file, n_workers, memory_limit) as client:
-        found = estimate.run(client)
-    show(_choice_table(found))
-    console.print(f"Wrote {page.write(found)}")
-
-
-def _numbers(name: str, text: str, kind: type) -> list[Any]:
-    """Return the numbers of a list such as 0.01,0.02."""
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError:
-        what = "whole numbers" if kind is int else "numbers"
-        raise UsageError(f"--{name} {text} is not allowed: give {what} with commas between them") from None
-
-
-def _choice_table(found: Any) -> Table:
-    table = Table(title=f"From {found.sample_size:,} of {found.n_rows:,} rows", title_justify="left")
-    for name in found.HEADER:
-        table.add_column(name, justify="right")
-    for row in found.as_rows():
-        table.add_row(*row)
-    return table
+for judging in (cli_judging.report, cli_judging.choose_eps, cli_judging.choose_k):
+    app.command()(judging)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -406,7 +335,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(app(args=arguments, standalone_mode=True))
     except PlanError as error:
         _fail(error, 3)
-    except (ValueError, TypeError, OSError, daskcurate.NotComputedError) as error:
+    except (ValueError, TypeError, OSError, ImportError, daskcurate.NotComputedError) as error:
         _fail(error, 2)
     except KeyboardInterrupt:
         errors.print("interrupted: finished stages are kept; run the same command again to go on")

@@ -194,7 +194,10 @@ _INGEST: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         "a path, glob or URL, or a list of paths",
     ),
     "dest": (lambda v: _is_text(v), "the path or URL of the pool"),
-    "ids": (lambda v: v is None or _is_text(v), "the path of a file, or the name of a column"),
+    "ids": (
+        lambda v: v is None or v is False or _is_text(v),
+        "the path of a file, the name of a column, or false",
+    ),
     "normalize": (lambda v: v is None or isinstance(v, bool), "true, false or null"),
     "dtype": (lambda v: v in (None, "float16", "float32"), "float16, float32 or null"),
     "overwrite": (lambda v: isinstance(v, bool), "true or false"),
@@ -202,6 +205,7 @@ _INGEST: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "column": (lambda v: v is None or _is_text(v), "the name of a column, or null"),
     "shape": (lambda v: v is None or (_is_list(v, int) and len(v) == 2), "[rows, width]"),
     "source_dtype": (lambda v: v is None or _is_text(v), "the name of a number type, such as float16"),
+    "ids_dtype": (lambda v: v is None or _is_text(v), "the type of a headerless file of ids, such as S24"),
     "chunk_rows": (lambda v: v is None or (_is_list([v], int) and v > 0), "an integer >= 1, or null"),
 }
 

@@ -1,9 +1,11 @@
 """Progress of a run: bars in a terminal, plain lines elsewhere."""
 
+import contextlib
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import dask
@@ -49,11 +51,14 @@ class Progress:
         if self.bars is not None:
             self.bars.stop()
 
-    def start(self, stage: Any) -> None:
-        """Show that a stage starts."""
+    def start(self, stage: Any, *, quiet: bool = False) -> None:
+        """Show that a stage starts; ``quiet``: only as a bar."""
         if self.bars is not None:
             self.ids[stage.name] = self.bars.add_task(stage.title, total=1.0, doing="")
-        self._line(stage, "started", force=True)
+        if quiet:
+            self.last_line = time.monotonic()
+        else:
+            self._line(stage, "started", force=True)
 
     def note(self, stage: Any, fraction: float, text: str) -> None:
         """Show how far a stage has got, and what it does now."""
@@ -88,3 +93,26 @@ class Progress:
         if self.lines and (force or now - self.last_line >= SECONDS_BETWEEN_LINES):
             self.last_line = now
             print(f"daskcurate: {stage.title}: {text}", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Something shown like a stage."""
+
+    title: str
+
+    @property
+    def name(self) -> str:
+        return self.title
+
+
+@contextlib.contextmanager
+def job_progress(title: str, show: bool | None = None) -> Iterator[Callable[[float, str], None]]:
+    """Show one job that is no stage; yield a function that takes the fraction done and what it is doing.
+
+    Lines (where there is no terminal) come only from jobs that take longer than a few seconds.
+    """
+    job = _Job(title)
+    with Progress([job], show) as shown:
+        shown.start(job, quiet=True)
+        yield lambda fraction, text: shown.note(job, fraction, text)

@@ -17,6 +17,7 @@ from typing import Any
 import dask
 import dask.array as da
 import numpy as np
+from dask.callbacks import Callback
 from dask.delayed import Delayed
 from distributed import Client, default_client, wait
 
@@ -41,12 +42,26 @@ def current_client() -> Client | None:
         return None
 
 
-def run_tasks(tasks: Sequence[Any]) -> list[Any]:
-    """Compute delayed ``tasks`` on the current client, or on this process's threads without one."""
+def run_tasks(tasks: Sequence[Any], finished: Callable[[int], None] | None = None) -> list[Any]:
+    """Compute delayed ``tasks`` on the current client, or on this process's threads without one.
+
+    ``finished`` is called, from any thread, with the number of each task that is done.
+    """
     client = current_client()
     if client is None:
-        return list(dask.compute(*tasks, scheduler="threads"))
-    return client.gather(client.compute(list(tasks)))
+        numbers = {item.key: number for number, item in enumerate(tasks)} if finished is not None else {}
+
+        def done(key: Any, *_: Any) -> None:
+            if finished is not None and key in numbers:
+                finished(numbers[key])
+
+        with Callback(posttask=done) if finished is not None else contextlib.nullcontext():
+            return list(dask.compute(*tasks, scheduler="threads"))
+    futures = client.compute(list(tasks))
+    if finished is not None:
+        for number, future in enumerate(futures):
+            future.add_done_callback(lambda _, number=number: finished(number))
+    return client.gather(futures)
 
 
 def given_client(client: Any) -> Client | None:

@@ -9,13 +9,13 @@ import json
 import platform
 import re
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import fsspec
 import numpy as np
 import zarr
 
+from daskcurate.io.paths import PathLike, as_url
 from daskcurate.schema import FORMAT_VERSION, spec_of
 
 ATTRIBUTE = "daskcurate"
@@ -24,16 +24,6 @@ _ARRAY_FILE = re.compile(r"zarr\.json|c(/\d+)*")
 
 class StoreError(ValueError):
     """A store that is not what its schema says."""
-
-
-def as_url(path: str | Path) -> str:
-    """Return ``path`` as a string that every worker resolves alike: absolute, or a URL as given."""
-    if not isinstance(path, str | Path):
-        raise TypeError(f"store={path!r} is not allowed: give a str, a Path or a URL")
-    text = str(path).removeprefix("file://")
-    if not text:
-        raise ValueError(f"store={str(path)!r} is not allowed: give a path or a URL")
-    return text.rstrip("/") if "://" in text else str(Path(text).expanduser().absolute())
 
 
 def open_array(url: str, mode: Any = "r") -> zarr.Array:
@@ -94,8 +84,8 @@ def versions() -> dict[str, str]:
 class RunStore:
     """A zarr group at a path or URL that holds a group per stage."""
 
-    def __init__(self, path: str | Path):
-        self.url = as_url(path)
+    def __init__(self, path: PathLike):
+        self.url = as_url(path, "store")
 
     def __repr__(self) -> str:
         return f"RunStore({self.url!r})"

@@ -83,6 +83,61 @@ def test_ingest(folder, call):
     assert dc.open_embeddings("pool.zarr").dtype == np.float16
 
 
+def test_inspection_writes_nothing(folder, call):
+    before = sorted(folder.iterdir())
+    for dest in ((), ("pool.zarr",)):
+        found = call("ingest", "rows.npy", *dest, "--inspect", "--ids", "ids.txt")
+        assert (found.code, found.err) == (0, "")
+        for text in (
+            "npy",
+            "300",
+            "8",
+            "float32",
+            "text of",
+            "'image-0'",
+            "not of unit length",
+            "to read and check",
+        ):
+            assert text in found.out
+        assert ("pool.zarr: nothing is there yet" in found.out) == bool(dest)
+    assert sorted(folder.iterdir()) == before
+    assert "600" in call("ingest", "--inspect", "rows.npy", "rows.npy").out
+    ingest(call)
+    assert "pool.zarr: a pool is there" in call("ingest", "rows.npy", "pool.zarr", "--inspect").out
+    assert call("ingest", "--inspect", "pool.zarr", "--no-ids").out.count("row numbers") == 1
+
+
+def test_what_ingest_cannot_use(folder, call):
+    for arguments, text in (
+        (("rows.npy",), "rows.npy alone is not enough: give the source, and the pool to make"),
+        (("rows.npy", "p.zarr", "--format", "npyy"), "did you mean 'npy'"),
+        (
+            ("rows.npy", "p.zarr", "--ids", "ids.txt", "--no-ids"),
+            "--ids ids.txt with --no-ids: give one of them",
+        ),
+        (("rows.npy", "p.zarr", "--ids-dtype", "S4"), "ids_dtype='S4' is not allowed with ids=None"),
+        (("nothing.npy", "--inspect"), "there is no file or folder at"),
+    ):
+        found = call("ingest", *arguments)
+        assert found.code == 2
+        assert text in found.err
+    assert not (folder / "p.zarr").exists()
+
+
+def test_headerless_files_and_several_sources(folder, call):
+    x = np.load("rows.npy")
+    x.tofile("rows.dat")
+    np.array([f"k{i}" for i in range(N)], "S8").tofile("paths.dat")
+    found = call(
+        "ingest", "rows.dat", "p.zarr", "--shape", N, DIM, "--source-dtype", "float32", "--normalize",
+        "--ids", "paths.dat", "--ids-dtype", "S8",
+    )  # fmt: skip
+    assert found.code == 0
+    assert list(dc.open_embeddings("p.zarr").ids[-1:].compute()) == [f"k{N - 1}"]
+    assert call("ingest", "rows.npy", "rows.npy", "two.zarr", "--no-normalize").code == 0
+    assert len(dc.open_embeddings("two.zarr")) == 2 * N
+
+
 def test_plan_and_dry_run(folder, call):
     ingest(call)
     for command in (("plan", "run.yaml"), ("run", "run.yaml", "--dry-run")):
@@ -134,6 +189,50 @@ def test_a_run_its_status_and_its_exports(folder, call, scheduler_file, cluster)
     assert call("export", "run.yaml", "dedup", "removed.txt", "--overwrite").code == 0
     assert call("export", "run.yaml", "flat", "flat.parquet").code == 0
     assert len(pq.read_table("flat.parquet")) == N
+
+
+def test_subsets(folder, call, scheduler_file):
+    ingest(call)
+    assert call("run", "run.yaml", "--scheduler-file", scheduler_file).code == 0
+    picks = np.load("picks.npy")
+    for arguments in (
+        ("run.yaml", "picks", "a.zarr"),
+        ("pool.zarr", "picks.npy", "b.zarr"),
+        ("pool.zarr", "picks.parquet", "c.zarr", "--repeats"),
+        ("pool.zarr", "hierarchical_sample", "d.zarr", "--store", "run.zarr"),
+    ):
+        found = call("subset", *arguments)
+        assert (found.code, found.err) == (0, "")
+        assert "50 rows x 8 float32, unit length, with ids" in found.out
+        kept = dc.open_embeddings(arguments[2])
+        assert list(kept.ids.compute()) == [f"image-{i}" for i in picks]
+    for arguments, text in (
+        (("run.yaml", "picks", "a.zarr"), "a.zarr exists already"),
+        (("run.yaml", "pick", "e.zarr"), "stage 'pick' is not in run.yaml: it has flat, dedup, picks"),
+        (("run.yaml", "flat", "e.zarr"), "is not allowed: give a computed Selection"),
+        (("run.yaml", "picks", "e.zarr", "--store", "run.zarr"), "--store run.zarr is for a pool"),
+        (("run.yaml", "picks", "e.zarr", "--set", "stages.dedup.eps=0.2"), "lacks the stages"),
+        (("pool.zarr", "picks.npy", "e.zarr", "--set", "store=x"), "--set is for a run's YAML file"),
+        (("pool.zarr", "kept.txt", "e.zarr"), "allowed are '.npy' and '.parquet'"),
+        (("pool.zarr", "kmeans", "e.zarr", "--store", "run.zarr"), "is no selection of"),
+    ):
+        found = call("subset", *arguments)
+        assert found.code == 2
+        assert text in found.err
+    assert call("subset", "run.yaml", "dedup", "a.zarr", "--overwrite").code == 0
+    assert len(dc.open_embeddings("a.zarr")) == N - 40
+    assert not (folder / "e.zarr").exists()
+
+
+def test_every_format_of_export(folder, call, scheduler_file):
+    ingest(call)
+    assert call("run", "run.yaml", "--scheduler-file", scheduler_file).code == 0
+    for number, format in enumerate(("npy", "parquet", "ids", "removed-ids", "trie", "curator", "weights")):
+        assert call("export", "run.yaml", "picks", f"out-{number}", "--format", format).code == 0
+        assert (folder / f"out-{number}").stat().st_size
+    found = call("export", "run.yaml", "picks", "out.npy", "--format", "datacomp")
+    assert found.code == 2
+    assert "which is not a uid of DataComp" in found.err
 
 
 def test_a_run_that_ingests(folder, call, cluster):

@@ -25,8 +25,8 @@ from daskcurate.choosing.fitting import (
 )
 from daskcurate.config import METRICS, check_choice, check_int, check_number
 from daskcurate.embeddings import Embeddings
+from daskcurate.kernels.assign import nearest, own_distances
 from daskcurate.kernels.draws import derive_seed
-from daskcurate.kernels.lloyd import nearest, own_distances
 from daskcurate.kernels.probing import pairs_within
 from daskcurate.kernels.similarity import TILE, earlier_within
 from daskcurate.nodes import checked_embeddings
@@ -274,7 +274,7 @@ def _rounded(k: float) -> int:
 def _measure(centroids: np.ndarray, x: np.ndarray, metric: str) -> tuple[float, np.ndarray, float]:
     """Return the mean squared distance of rows to their centroids, the clusters' counts, and the seconds a row."""
     seconds = _least_seconds(lambda: nearest(x, centroids, metric))
-    labels, _ = nearest(x, centroids, metric)
+    labels = nearest(x, centroids, metric)
     distance = own_distances(x, centroids, labels, metric)
     square = 2 * distance if metric == "cosine" else distance * distance
     return (

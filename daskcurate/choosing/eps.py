@@ -27,8 +27,8 @@ from daskcurate.choosing.fitting import (
 from daskcurate.config import KEEPS, METRICS, check_choice, check_int, check_number
 from daskcurate.embeddings import Embeddings
 from daskcurate.io.layout import chunk_bounds
+from daskcurate.kernels.assign import nearest, own_distances, unit_rows
 from daskcurate.kernels.draws import derive_seed, row_uniform
-from daskcurate.kernels.lloyd import nearest, own_distances, unit_rows
 from daskcurate.kernels.probing import Ordered, match_probes, wilson
 from daskcurate.kernels.similarity import EarlierMatch, is_duplicate, merge_earlier
 from daskcurate.nodes import checked_embeddings
@@ -255,7 +255,7 @@ def _ordered(
     """Return rows with their clusters and their keys, as dedup orders them."""
     metric, keep, seed = order
     x = unit_rows(raw) if metric == "cosine" else raw.astype(np.float32, copy=False)
-    labels, _ = nearest(x, centroids, metric)
+    labels = nearest(x, centroids, metric)
     if keep == "random":
         keys = row_uniform(seed, numbers)
     else:

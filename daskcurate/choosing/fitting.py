@@ -6,8 +6,9 @@ import numpy as np
 from dask.delayed import Delayed
 
 from daskcurate.embeddings import Embeddings
+from daskcurate.kernels.assign import unit_rows
 from daskcurate.kernels.draws import derive_seed
-from daskcurate.kernels.lloyd import lloyd, unit_rows
+from daskcurate.kernels.lloyd import lloyd
 from daskcurate.planning import Limits, PlanError, human
 from daskcurate.samples import read_rows
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import dask.array as da
@@ -11,42 +12,62 @@ import zarr
 
 from daskcurate.io import npy, parquet, zarrs
 from daskcurate.io.paths import as_url, exists, expand_glob, is_folder, is_glob, is_zarr, list_folder
-from daskcurate.io.resolve import Opened
-from daskcurate.io.sources import ArrayRows, BadRow, DaskRows, RowSource, describe_row, open_all
+from daskcurate.io.resolve import Opened, Options
+from daskcurate.io.sniff import suffix_of
+from daskcurate.io.sources import ArrayRows, BadRow, DaskRows, RowReader, describe_row, open_all
 from daskcurate.io.text import TextRows
 
 ALLOWED = (
-    "None, an array or list of integers or strings, a path to .npy, .parquet (or 'file.parquet:column') or "
-    ".txt, or the name of a column of a parquet source"
+    "None, an array or list of integers or strings, a path to .npy, .parquet (or 'file.parquet:column'), .txt or "
+    "(with ids_dtype) a headerless file, the name of a column of the source, or False for row numbers"
 )
 INT64_MAX = np.iinfo(np.int64).max
 TEXT = np.dtypes.StringDType()
 
 
-def open_ids(ids: Any, opened: Opened) -> RowSource | None:
+def open_ids(ids: Any, opened: Opened, options: Options) -> RowReader | None:
     """Open the ids that the user gave, or those that came with the rows; check their kind and number."""
-    source = opened.ids if ids is None else _open(ids, opened)
+    if options.ids_dtype is not None and not isinstance(ids, str | os.PathLike):
+        raise ValueError(
+            f"ids_dtype={options.ids_dtype!r} is not allowed with ids={_shown(ids)}: it is for a headerless file"
+        )
+    if ids is False:
+        return None
+    source = opened.ids if ids is None else _open(ids, opened, options)
     if source is None:
         return None
     if len(source.shape) != 1:
         raise ValueError(f"{source.name}: ids have shape {source.shape}: give one id a row, shape (n,)")
-    if len(source) != len(opened.rows):
-        raise ValueError(
-            f"{source.name} has {len(source):,} ids, but {opened.rows.name} has {len(opened.rows):,} rows: "
-            "give one id a row"
-        )
+    _require_as_many(source, opened.rows)
     is_text(source)
     return source
 
 
-def _open(ids: Any, opened: Opened) -> RowSource:
+def _shown(ids: Any) -> str:
+    return repr(ids) if ids is None or isinstance(ids, bool) else f"an object of type {type(ids).__name__}"
+
+
+def _require_as_many(ids: RowReader, rows: RowReader) -> None:
+    """Raise unless there are as many ids as rows; name the first files that differ, where they are paired."""
+    if len(ids) == len(rows):
+        return
+    pairs = list(zip(ids.files, rows.files, strict=False)) if len(ids.files) == len(rows.files) > 1 else []
+    where = next((f": {a} has {n:,}, and {b} {m:,}" for (a, n), (b, m) in pairs if n != m), "")
+    raise ValueError(
+        f"{ids.name} has {len(ids):,} ids, but {rows.name} has {len(rows):,} rows: give one id a row{where}"
+    )
+
+
+def _open(ids: Any, opened: Opened, options: Options) -> RowReader:
     if isinstance(ids, str | os.PathLike):
-        return _open_path(ids, opened)
+        return _open_path(ids, opened, options)
     if isinstance(ids, da.Array):
         return DaskRows(ids, "the Dask array of ids")
     if isinstance(ids, zarr.Array):
         return zarrs.ZarrRows(ids, "the zarr array of ids")
-    if isinstance(ids, bytes | dict | set) or not (isinstance(ids, Sequence) or hasattr(ids, "__array__")):
+    if isinstance(ids, bytes | dict | set | bool) or not (
+        isinstance(ids, Sequence) or hasattr(ids, "__array__")
+    ):
         raise TypeError(f"ids of type {type(ids).__name__} is not allowed: give {ALLOWED}")
     if isinstance(ids, Sequence) and not hasattr(ids, "__array__"):
         ids = _from_sequence(ids)
@@ -65,21 +86,20 @@ def _from_sequence(ids: Sequence[Any]) -> np.ndarray:
     return array
 
 
-def _open_path(ids: Any, opened: Opened) -> RowSource:
+def _open_path(ids: Any, opened: Opened, options: Options) -> RowReader:
     text = os.fspath(ids)
-    if opened.format == "parquet":
-        names = parquet.column_names(opened.urls[0])
-        if text in names:
-            return parquet.open_parquet_ids(list(opened.urls), text, opened.rows.name)
+    if options.ids_dtype is not None:
+        url = as_url(ids, "ids")
+        return open_all(partial(npy.open_memmap_ids, dtype=options.ids_dtype), _expand(url), url)
+    if text in opened.columns and opened.open_column is not None:
+        return opened.open_column(text)
     stem, colon, column = text.rpartition(":")
-    if colon and os.path.splitext(stem)[1].lower() in (".parquet", ".pq"):
+    if colon and suffix_of(stem) in (".parquet", ".pq"):
         urls = _expand(as_url(stem, "ids"))
         return parquet.open_parquet_ids(urls, column, stem)
     url = as_url(ids, "ids")
     if not exists(url) and not is_glob(url) and not os.path.splitext(text)[1]:
-        known = ""
-        if opened.format == "parquet":
-            known = f" (its columns are {', '.join(map(repr, names))})"
+        known = f" (its columns are {', '.join(map(repr, opened.columns))})" if opened.columns else ""
         raise ValueError(
             f"ids={text!r} is neither a file nor a column of {opened.rows.name}{known}: give {ALLOWED}"
         )
@@ -99,8 +119,8 @@ def _expand(url: str) -> list[str]:
     return [url]
 
 
-def _open_files(urls: list[str], name: str, given: str) -> RowSource:
-    suffixes = {os.path.splitext(url)[1].lower() for url in urls}
+def _open_files(urls: list[str], name: str, given: str) -> RowReader:
+    suffixes = {suffix_of(url) for url in urls}
     if suffixes == {".npy"}:
         return open_all(npy.open_npy, urls, name)
     if suffixes and suffixes <= {".parquet", ".pq"}:
@@ -114,7 +134,7 @@ def _open_files(urls: list[str], name: str, given: str) -> RowSource:
     raise ValueError(f"ids={given!r} is not of a known kind: give {ALLOWED}")
 
 
-def is_text(source: RowSource) -> bool:
+def is_text(source: RowReader) -> bool:
     """Tell whether ids are strings (or else integers); raise if they are neither."""
     kind = source.dtype.kind
     if kind == "O" and len(source) and not isinstance(source, DaskRows):
@@ -220,10 +240,10 @@ def _repeat_among(rows: Iterable[int], read: Any) -> tuple[Any, int, int] | None
     return None
 
 
-def require_unique(hashes: np.ndarray, source: RowSource, read: Any) -> None:
-    """Raise ``ValueError`` with the first repeated id and both of its rows."""
+def require_unique(hashes: np.ndarray, source: RowReader, read: Any, hint: str = "") -> None:
+    """Raise ``ValueError`` with the first repeated id and both of its rows, and a ``hint`` of what to do."""
     if (repeat := find_repeat(hashes, read)) is None:
         return
     value, first, second = repeat
     places = [describe_row(source, row) for row in (first, second)]
-    raise ValueError(f"ids must not repeat, but {value!r} does: {places[0]}, and again {places[1]}")
+    raise ValueError(f"ids must not repeat, but {value!r} does: {places[0]}, and again {places[1]}{hint}")

@@ -14,9 +14,10 @@ from daskcurate.io import pool
 from daskcurate.io.ids import is_text, open_ids
 from daskcurate.io.layout import chunk_rows_for
 from daskcurate.io.paths import PathLike, as_url
-from daskcurate.io.resolve import Options, open_source
+from daskcurate.io.resolve import Opened, Options, open_source
 from daskcurate.io.rows import convert_rows, is_unit
-from daskcurate.io.sources import BadRow, DaskRows, RowSource, describe_row
+from daskcurate.io.sources import BadRow, DaskRows, RowReader, describe_row
+from daskcurate.progress import job_progress
 from daskcurate.runner import run_tasks
 
 SAMPLE_ROWS = 1024
@@ -34,41 +35,53 @@ def ingest(
     column: str | None = None,
     shape: tuple[int, int] | None = None,
     source_dtype: Any = None,
+    ids_dtype: Any = None,
     chunk_rows: int | None = None,
 ) -> Embeddings:
     """Copy embeddings into a pool: a zarr store of checked rows in whole-row chunks.
 
-    Rows are read, checked and written a chunk at a time by tasks of the current Dask client (arrays in
-    memory: by this process). The pool appears at ``dest`` when it is whole; after an error, or if the
-    process is killed, ``dest`` is as it was before.
+    Rows are read, checked and written a chunk at a time by tasks of the current Dask client (arrays in memory: by
+    this process), and progress is shown unless the Dask setting ``daskcurate.progress`` is false. The pool
+    appears at ``dest`` when it is whole; after an error, or if the process is killed, ``dest`` is as it was
+    before.
 
     Parameters
     ----------
     source
-        Rows of shape (n, d), of float16, float32 or float64: a NumPy, Dask or zarr array; a pool; a path,
-        glob, URL or list of paths of ``.npy`` or ``.parquet`` files; a folder of such files; a headerless
-        file (with ``shape`` and ``source_dtype``); a zarr array, or a zarr group with one such array.
-        Files of a folder or glob are taken in natural order, those of a list in the order given.
+        Rows of shape (n, d), of float16, float32 or float64: a NumPy, Dask or zarr array; an Arrow table or a
+        Hugging Face ``Dataset``; a pool; a path, glob, URL or list of them: ``.npy``, ``.npz``, ``.parquet``
+        and Arrow files, webdataset tars, headerless files (with ``shape`` and ``source_dtype``), folders of
+        such files, what ``Dataset.save_to_disk`` wrote, folders of clip-retrieval (LAION) and DataComp, zarr
+        arrays and groups, AnnData. They are told apart by their first bytes, names and layout; docs/formats.md
+        says how. Files of a folder or glob are taken in natural order, those of a list in the order given.
     dest
         Path or URL of the pool.
     ids
         An id a row, all integers or all strings, without repeats: a sequence or array (also fixed-width
         bytes, as in ``S24`` memmaps); a path to ``.npy``, ``.parquet`` (first column of integers or
-        strings, or ``"file.parquet:column"``) or ``.txt`` (one a line); or the name of a column of a
-        parquet source. None: those of a source that is a pool; otherwise row numbers serve as ids.
+        strings, or ``"file.parquet:column"``), ``.txt`` (one a line) or, with ``ids_dtype``, a headerless
+        file; or the name of a column of a source with columns. None: the ids that the source comes with (a
+        pool, a tar's keys, the metadata of clip-retrieval and DataComp, an AnnData index), otherwise row
+        numbers. False: row numbers.
     normalize
-        True: divide every row by its L2 norm. False: leave the rows as they are. None: leave them, and
-        warn if they are not of unit length. Whether they are is recorded in the pool either way.
+        True: divide every row by its L2 norm. False: leave the rows as they are. None: leave them, and warn if
+        they are not of unit length; but a float16 source whose rows are of unit length up to the rounding of
+        float16 is normalised again. Whether the rows are of unit length is recorded in the pool.
     dtype
         ``"float16"`` or ``"float32"``; None keeps these, and makes float64 float32.
     overwrite
         Whether a pool at ``dest`` may be replaced; it is, once the new one is whole.
     format
-        Insist on a format: "array", "npy", "memmap", "parquet", "zarr" or "pool".
+        Insist on a format: "array", "npy", "npz", "memmap", "parquet", "arrow", "webdataset", "datacomp",
+        "clip-retrieval", "zarr", "anndata" or "pool".
     column
-        The column of a parquet source, or the array of a zarr group, that holds the rows.
+        What holds the rows, where a source has several: the column of a parquet or Arrow file, the array of an
+        ``.npz`` file or zarr group, the name in AnnData's ``obsm``, the extension in a tar (``"emb.npy"``), or
+        ``"text_emb"`` of clip-retrieval.
     shape, source_dtype
-        Rows and width (rows may be -1), and number type, of a headerless file.
+        Rows and width (rows may be -1, and must be for several files), and number type, of a headerless file.
+    ids_dtype
+        Type of a headerless file of ids, such as ``"S24"``.
     chunk_rows
         Rows in a chunk; None: chunks of 2 to 64 MiB, by the size of the pool.
 
@@ -91,38 +104,54 @@ def ingest(
     UserWarning
         If ``normalize`` is None and the rows are not of unit length.
     """
-    _check_flags(normalize, overwrite)
-    options = Options(format=format, column=column, shape=shape, source_dtype=source_dtype)
+    check_flags(normalize, overwrite)
+    options = Options(
+        format=format, column=column, shape=shape, source_dtype=source_dtype, ids_dtype=ids_dtype
+    )
     url = as_url(dest, "dest")
-    wanted = _check_dtype(dtype)
+    wanted = check_dtype(dtype)
     if chunk_rows is not None:
         chunk_rows = check_int("chunk_rows", chunk_rows, 1)
     pool.check_dest(url, overwrite)
     opened = open_source(source, options)
-    id_source = open_ids(ids, opened)
+    id_source = open_ids(ids, opened, options)
     rows = opened.rows
-    plan = _make_plan(url, rows, wanted, normalize is True, chunk_rows)
+    plan = make_plan(url, rows, wanted, normalize is True, chunk_rows)
     if id_source is not None:
         plan = replace(plan, text_ids=is_text(id_source))
-    warned = normalize is None and _warn_unless_unit(rows, plan.dtype)
+    warned = False
+    if normalize is None:
+        low, high, sampled = sampled_norms(rows)
+        plan = replace(plan, near_unit=renormalized(opened, low, high))
+        if not is_unit(low, high, tolerated(rows)):
+            warned = True
+            _warn(
+                f"norms of the rows of {rows.name} are from {low:.4g} to {high:.4g} in a sample of {sampled:,}"
+            )
     pool.recover(url)
     pool.check_dest(url, overwrite)
+    hint = ""
+    if ids is None and id_source is not None:
+        hint = "; these ids came with the source: give others as ids=, or ids=False for row numbers"
     try:
-        _write(plan, rows, id_source, quiet=warned or normalize is not None)
+        with job_progress("ingest") as report:
+            _write(plan, rows, id_source, report, hint, quiet=warned or normalize is not None)
     except BaseException:
         pool.give_up(plan)
         raise
     return open_embeddings(url)
 
 
-def _check_flags(normalize: Any, overwrite: Any) -> None:
+def check_flags(normalize: Any, overwrite: Any) -> None:
+    """Raise unless both are what is allowed."""
     if normalize is not None and not isinstance(normalize, bool):
         raise TypeError(f"normalize={normalize!r} is not allowed: give True, False or None")
     if not isinstance(overwrite, bool):
         raise TypeError(f"overwrite={overwrite!r} is not allowed: give True or False")
 
 
-def _check_dtype(dtype: Any) -> str | None:
+def check_dtype(dtype: Any) -> str | None:
+    """Return the name of the dtype that the pool is to have, or None."""
     if dtype is None:
         return None
     allowed = "give 'float16', 'float32' or None"
@@ -135,9 +164,10 @@ def _check_dtype(dtype: Any) -> str | None:
     return name
 
 
-def _make_plan(
-    dest: str, rows: RowSource, dtype: str | None, normalize: bool, chunk_rows: int | None
+def make_plan(
+    dest: str, rows: RowReader, dtype: str | None, normalize: bool, chunk_rows: int | None
 ) -> pool.PoolPlan:
+    """Return what an ingestion would write."""
     n, d = rows.shape
     if dtype is None:
         dtype = "float16" if rows.dtype.itemsize == 2 else "float32"
@@ -148,36 +178,59 @@ def _make_plan(
     )
 
 
-def _write(plan: pool.PoolPlan, rows: RowSource, ids: RowSource | None, *, quiet: bool) -> None:
+def _write(
+    plan: pool.PoolPlan,
+    rows: RowReader,
+    ids: RowReader | None,
+    report: pool.Report,
+    hint: str,
+    *,
+    quiet: bool,
+) -> None:
     """Write the pool and put it in its place; ids first, since they are cheap and may repeat."""
     pool.create(plan, ids is not None)
-    ids_digest = None if ids is None else pool.write_ids(plan, ids)
-    digests, low, high = pool.write_rows(plan, rows)
-    normalized = plan.normalize or is_unit(low, high, plan.dtype)
+    ids_digest = None if ids is None else pool.write_ids(plan, ids, hint=hint)
+    digests, low, high = pool.write_rows(plan, rows, report)
+    normalized = plan.normalize or is_unit(low, high, tolerated(rows) if plan.near_unit else plan.dtype)
     if not normalized and not quiet:
         _warn(f"norms of the rows of {rows.name} are from {low:.4g} to {high:.4g}")
     fingerprint = digest(list(plan.shape), plan.dtype, plan.chunk_rows, digests, ids_digest)
     pool.commit(plan, {"normalized": normalized, "fingerprint": fingerprint, "source": rows.name})
 
 
-def _warn_unless_unit(rows: RowSource, dtype: str) -> bool:
-    """Measure the norms of the first, middle and last rows; warn if they are not 1, and return whether."""
+def tolerated(rows: RowReader) -> str:
+    """Return the dtype whose rounding says how far from 1 the norms of a source may be."""
+    return "float16" if rows.dtype.itemsize == 2 else "float32"
+
+
+def renormalized(opened: Opened, low: float, high: float) -> bool:
+    """Tell whether rows with norms from ``low`` to ``high`` were normalised and then rounded to float16.
+
+    The norms are no longer 1, by up to a thousandth: such rows are normalised again. Those of a pool are not:
+    what was done to them is recorded there.
+    """
+    return opened.rows.dtype.itemsize == 2 and opened.format != "pool" and is_unit(low, high, "float16")
+
+
+def sampled_norms(rows: RowReader) -> tuple[float, float, int]:
+    """Return the least and greatest norm of the first, middle and last rows, and how many they are.
+
+    Where a source cannot be read from any row on, those that can be had without reading on to them.
+    """
     n, size = len(rows), min(SAMPLE_ROWS, len(rows))
     low, high, n_sampled = np.inf, 0.0, 0
-    for start in sorted({0, (n - size) // 2, n - size}):
+    for start in sorted({rows.seek_point(row) for row in (0, (n - size) // 2, n - size)}):
+        stop = min(n, start + size)
         try:
-            _, least, greatest = convert_rows(_sample(rows, start, start + size), "float32", False)
+            _, least, greatest = convert_rows(read_sample(rows, start, stop), "float32", False)
         except BadRow as bad:
             raise ValueError(f"{describe_row(rows, start + bad.row)} {bad.reason}") from None
-        low, high, n_sampled = min(low, least), max(high, greatest), n_sampled + size
-    if is_unit(low, high, dtype):
-        return False
-    shown = f"{min(n, n_sampled):,}"
-    _warn(f"norms of the rows of {rows.name} are from {low:.4g} to {high:.4g} in a sample of {shown}")
-    return True
+        low, high, n_sampled = min(low, least), max(high, greatest), n_sampled + stop - start
+    return low, high, min(n, n_sampled)
 
 
-def _sample(rows: RowSource, start: int, stop: int) -> np.ndarray:
+def read_sample(rows: RowReader, start: int, stop: int) -> np.ndarray:
+    """Return some rows of any source."""
     if isinstance(rows, DaskRows):
         return run_tasks([dask.delayed(np.asarray)(rows.array[start:stop])])[0]
     return rows.read(start, stop)

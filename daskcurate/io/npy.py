@@ -7,10 +7,10 @@ import fsspec
 import numpy as np
 
 from daskcurate.io.paths import filesystem, is_local
-from daskcurate.io.sources import RowSource
+from daskcurate.io.sources import RowReader
 
 
-class BinaryRows(RowSource):
+class BinaryRows(RowReader):
     """Rows of C order in a file of plain numbers, from ``offset`` bytes on; read by range."""
 
     def __init__(self, url: str, shape: tuple[int, ...], dtype: Any, offset: int = 0):
@@ -34,7 +34,7 @@ class BinaryRows(RowSource):
         return block
 
 
-class FortranRows(RowSource):
+class FortranRows(RowReader):
     """Rows of a local .npy file in Fortran order, memory-mapped."""
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -48,9 +48,10 @@ def file_size(url: str) -> int:
     return int(fs.size(path))
 
 
-def open_npy(url: str) -> RowSource:
+def open_npy(url: str) -> RowReader:
     """Open the .npy file at ``url``: only its header is read."""
-    shape, fortran, dtype, offset = _read_header(url)
+    with fsspec.open(url, "rb") as file:
+        shape, fortran, dtype, offset = read_header(file, url)
     needed = offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     size = file_size(url)
     if dtype.hasobject:
@@ -64,18 +65,30 @@ def open_npy(url: str) -> RowSource:
     return BinaryRows(url, shape, dtype, offset)
 
 
-def _read_header(url: str) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+def read_header(file: Any, name: str) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """Return shape, whether in Fortran order, dtype, and the header's length, of .npy data."""
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    with fsspec.open(url, "rb") as file:
-        try:
-            version = np.lib.format.read_magic(file)
-            shape, fortran, dtype = readers[version](file)
-        except (ValueError, KeyError, EOFError) as error:
-            raise ValueError(f"{url} is not a .npy file that can be read: {error}") from error
-        return shape, fortran, dtype, file.tell()
+    start = file.tell()
+    try:
+        version = np.lib.format.read_magic(file)
+        shape, fortran, dtype = readers[version](file)
+    except (ValueError, KeyError, EOFError) as error:
+        raise ValueError(f"{name} is not a .npy file that can be read: {error}") from error
+    return shape, fortran, dtype, file.tell() - start
 
 
-def open_memmap(url: str, shape: Any, dtype: Any) -> RowSource:
+def open_memmap_ids(url: str, dtype: Any) -> RowReader:
+    """Open a headerless file of ids of the given fixed width, such as ``S24``."""
+    dtype = np.dtype(dtype)
+    size = file_size(url)
+    if size % dtype.itemsize:
+        raise ValueError(
+            f"{url} has {size} bytes, which is no multiple of the {dtype.itemsize} of ids_dtype={dtype.str[1:]!r}"
+        )
+    return BinaryRows(url, (size // dtype.itemsize,), dtype)
+
+
+def open_memmap(url: str, shape: Any, dtype: Any) -> RowReader:
     """Open a headerless file of the given ``shape`` ((n, d); n may be -1) and ``dtype``."""
     name = os.path.basename(url)
     if shape is None or dtype is None:
@@ -84,7 +97,7 @@ def open_memmap(url: str, shape: Any, dtype: Any) -> RowSource:
             "source_dtype='float32'"
         )
     dtype = _memmap_dtype(dtype)
-    rows, width = _memmap_shape(shape)
+    rows, width = memmap_shape(shape)
     size = file_size(url)
     if rows == -1:
         rows = size // (width * dtype.itemsize)
@@ -106,7 +119,8 @@ def _memmap_dtype(dtype: Any) -> np.dtype:
         ) from None
 
 
-def _memmap_shape(shape: Any) -> tuple[int, int]:
+def memmap_shape(shape: Any) -> tuple[int, int]:
+    """Return the given (rows, width) of a headerless file, checked; rows may be -1."""
     try:
         rows, width = (int(size) for size in shape)
     except (TypeError, ValueError):

@@ -75,6 +75,14 @@ def list_folder(url: str) -> list[str]:
     return [_with_protocol(fs, url, name) for name in natsorted(shown, alg=ns.PATH)]
 
 
+def subfolders(url: str) -> list[str]:
+    """Return the names of the visible folders directly in the folder at ``url``."""
+    fs, path = filesystem(url)
+    names = [entry["name"] for entry in fs.ls(path, detail=True) if entry["type"] == "directory"]
+    shown = (os.path.basename(name.rstrip("/")) for name in names)
+    return sorted(name for name in shown if not name.startswith((".", "_")))
+
+
 def expand_glob(url: str) -> list[str]:
     """Return the files that match the pattern ``url``, in natural order."""
     fs, path = filesystem(url)

@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import dask
@@ -26,13 +28,20 @@ from daskcurate.io.paths import (
     zarr_store,
 )
 from daskcurate.io.rows import convert_rows
-from daskcurate.io.sources import ArrayRows, BadRow, DaskRows, RowSource, describe_row
+from daskcurate.io.sources import ArrayRows, BadRow, DaskRows, RowReader, describe_row
 from daskcurate.io.zarrs import is_pool, open_zarr
 from daskcurate.runner import current_client, run_tasks
+
+Report = Callable[[float, str], None]
+"""Takes the fraction of the chunks that are written, and a text to show."""
 
 PARTIAL = ".partial"
 REPLACED = ".replaced"
 MIN_BATCH = 64
+
+
+def no_report(fraction: float, text: str) -> None:
+    """Show nothing."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,8 @@ class PoolPlan:
     dtype: str
     chunk_rows: int
     normalize: bool
+    near_unit: bool = False
+    """Whether rows of unit length up to the rounding of float16 are made so, and the others left."""
     text_ids: bool = False
     token: str = field(default_factory=lambda: os.urandom(4).hex())
     """Unique for each attempt: tasks that an earlier one left behind share no key and no place with it."""
@@ -143,18 +154,27 @@ def _swap(plan: PoolPlan) -> None:
     remove(plan.dest + REPLACED)
 
 
-def write_ids(plan: PoolPlan, source: RowSource) -> str:
-    """Write all ids, check that none repeats, and return their digest."""
-    written = _run("ids", _write_ids, plan, source)
-    parts = [item.hashes for item in written if item.hashes is not None]
-    stored = open_zarr(plan.partial)[IDS]  # type: ignore[index]
-    id_tools.require_unique(np.concatenate(parts), source, lambda row: _item(stored[row]))  # type: ignore[index]
+def write_ids(
+    plan: PoolPlan, source: RowReader, report: Report = no_report, *, unique: bool = True, hint: str = ""
+) -> str:
+    """Write all ids and return their digest; check that none repeats (or ``unique`` is False)."""
+    written = _run("ids", _write_ids, plan, source, report)
+    if unique:
+        parts = [item.hashes for item in written if item.hashes is not None]
+        stored = open_zarr(plan.partial)[IDS]  # type: ignore[index]
+
+        def read(row: int) -> int | str:
+            return _item(stored[row])  # type: ignore[index]
+
+        id_tools.require_unique(np.concatenate(parts), source, read, hint)
     return digest([item.digest for item in written])
 
 
-def write_rows(plan: PoolPlan, source: RowSource) -> tuple[list[str], float, float]:
+def write_rows(
+    plan: PoolPlan, source: RowReader, report: Report = no_report
+) -> tuple[list[str], float, float]:
     """Write all rows; return the digest of every chunk, and the least and greatest norm."""
-    written = _run("ingest", _write_rows, plan, source)
+    written = _run("ingest", _write_rows, plan, source, report)
     low, high = min(item.low for item in written), max(item.high for item in written)
     return [item.digest for item in written], low, high
 
@@ -164,14 +184,14 @@ def _item(value: Any) -> int | str:
     return int(value) if isinstance(value, np.integer) else str(value)
 
 
-def _write_rows(plan: PoolPlan, start: int, rows: RowSource) -> Written:
-    block, low, high = convert_rows(rows.read(0, len(rows)), plan.dtype, plan.normalize)
+def _write_rows(plan: PoolPlan, start: int, rows: np.ndarray) -> Written:
+    block, low, high = convert_rows(rows, plan.dtype, plan.normalize, near_unit=plan.near_unit)
     _store(plan, ROWS, start, block)
     return Written(xxhash.xxh3_128_hexdigest(block.data), low, high)
 
 
-def _write_ids(plan: PoolPlan, start: int, rows: RowSource) -> Written:
-    block = id_tools.canonical_ids(rows.read(0, len(rows)), plan.text_ids)
+def _write_ids(plan: PoolPlan, start: int, ids: np.ndarray) -> Written:
+    block = id_tools.canonical_ids(ids, plan.text_ids)
     _store(plan, IDS, start, block)
     hashes = id_tools.hash_ids(block)
     return Written(xxhash.xxh3_128_hexdigest(hashes.data), hashes=hashes)
@@ -189,46 +209,85 @@ def _store(plan: PoolPlan, name: str, start: int, block: np.ndarray) -> None:
                 os.rmdir(plan.dest + PARTIAL)
 
 
-Writer = Callable[[PoolPlan, int, RowSource], Written]
+Writer = Callable[[PoolPlan, int, np.ndarray], Written]
+Bounds = list[tuple[int, int]]
 
 
-def _attempt(writer: Writer, plan: PoolPlan, start: int, rows: RowSource | np.ndarray, name: str) -> Any:
-    """Write one chunk; return what went wrong instead of raising it.
+def _attempt(
+    writer: Writer, plan: PoolPlan, bounds: Bounds, rows: RowReader | np.ndarray, name: str
+) -> list[Any]:
+    """Write neighbouring chunks; return what went wrong instead of raising it.
 
     So a batch always runs to its end: no task still writes while the client clears up.
     """
-    source = rows if isinstance(rows, RowSource) else ArrayRows(rows, name)
+    source = rows if isinstance(rows, RowReader) else ArrayRows(rows, name)
+    origin = bounds[0][0]
+    done: list[Any] = []
     try:
-        return writer(plan, start, source)
+        blocks = source.stream([(start - origin, stop - origin) for start, stop in bounds])
+        for (start, _), block in zip(bounds, blocks, strict=True):
+            done.append(writer(plan, start, block))
     except BadRow as bad:
-        own = isinstance(rows, RowSource)
-        place = describe_row(source, bad.row, start) if own else f"{name}: row {start + bad.row}"
-        return ValueError(f"{place} {bad.reason}")
+        row = bounds[len(done)][0] - origin + bad.row
+        own = isinstance(rows, RowReader)
+        place = describe_row(source, row, origin) if own else f"{name}: row {origin + row}"
+        return [ValueError(f"{place} {bad.reason}")]
     except Exception as error:  # whatever it is, the client raises it
-        return error
+        return [error]
+    return done
 
 
-def _run(label: str, writer: Writer, plan: PoolPlan, source: RowSource) -> list[Written]:
+def chunk_runs(source: RowReader, bounds: Bounds, chunk_rows: int) -> list[Bounds]:
+    """Return the chunks that one task writes.
+
+    One each, unless the source cannot be read from near the chunk's first row on (a large row group of a
+    parquet file, a compressed file): then the chunks that are decoded together, since every task on its own
+    would decode all that comes before.
+    """
+    runs: list[Bounds] = []
+    for start, stop in bounds:
+        if runs and start - source.seek_point(start) > chunk_rows:
+            runs[-1].append((start, stop))
+        else:
+            runs.append([(start, stop)])
+    return runs
+
+
+def _run(label: str, writer: Writer, plan: PoolPlan, source: RowReader, report: Report) -> list[Written]:
     """Write every chunk, by tasks in bounded batches, or in this process if the rows are in its memory."""
     done: list[Written] = []
     bounds = plan.bounds
+    count, lock = 0, threading.Lock()
+
+    def advance(chunks: int) -> None:
+        nonlocal count
+        with lock:
+            count += chunks
+            report(count / len(bounds), f"{label}: {count:,} of {len(bounds):,} chunks")
+
     if source.in_process:
         for start, stop in bounds:
-            done += _checked([_attempt(writer, plan, start, source.cut(start, stop), source.name)])
+            done += _checked([_attempt(writer, plan, [(start, stop)], source.cut(start, stop), source.name)])
+            advance(1)
         return done
     blocks = source.blocks(plan.chunk_rows) if isinstance(source, DaskRows) else None
+    runs = chunk_runs(source, bounds, plan.chunk_rows)
     size = _batch_size()
-    for first in range(0, len(bounds), size):
-        tasks = []
-        for index in range(first, min(first + size, len(bounds))):
-            start, stop = bounds[index]
-            rows = source.cut(start, stop) if blocks is None else blocks[index]
+    for first in range(0, len(runs), size):
+        tasks, sizes = [], []
+        for index in range(first, min(first + size, len(runs))):
+            found = runs[index]
+            rows = source.cut(found[0][0], found[-1][1]) if blocks is None else blocks[index]
             task = dask.delayed(_attempt, pure=False)
-            tasks.append(
-                task(writer, plan, start, rows, source.name, dask_key_name=f"{label}-{index}-{plan.token}")
-            )
-        done += _checked(run_tasks(tasks))
+            key = f"{label}-{index}-{plan.token}"
+            tasks.append(task(writer, plan, found, rows, source.name, dask_key_name=key))
+            sizes.append(len(found))
+        done += _checked(run_tasks(tasks, partial(_advance, advance, sizes)))
     return done
+
+
+def _advance(advance: Callable[[int], None], sizes: list[int], task: int) -> None:
+    advance(sizes[task])
 
 
 def _batch_size() -> int:
@@ -237,8 +296,9 @@ def _batch_size() -> int:
     return max(MIN_BATCH, 4 * threads)
 
 
-def _checked(results: Sequence[Any]) -> list[Written]:
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return list(results)
+def _checked(results: Sequence[list[Any]]) -> list[Written]:
+    written = [item for found in results for item in found]
+    for item in written:
+        if isinstance(item, BaseException):
+            raise item
+    return written

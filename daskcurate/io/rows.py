@@ -18,7 +18,9 @@ def is_unit(low: float, high: float, dtype: Any) -> bool:
     return abs(low - 1) <= tolerance and abs(high - 1) <= tolerance
 
 
-def convert_rows(block: np.ndarray, dtype: Any, normalize: bool) -> tuple[np.ndarray, float, float]:
+def convert_rows(
+    block: np.ndarray, dtype: Any, normalize: bool, *, near_unit: bool = False
+) -> tuple[np.ndarray, float, float]:
     """Return the rows as ``dtype``, of unit length if asked, and their least and greatest norm before.
 
     Parameters
@@ -29,6 +31,8 @@ def convert_rows(block: np.ndarray, dtype: Any, normalize: bool) -> tuple[np.nda
         float16 or float32.
     normalize
         Whether each row is divided by its L2 norm, in float32, before the cast.
+    near_unit
+        Whether that is done to the rows alone whose norm is 1 up to the rounding of float16.
 
     Raises
     ------
@@ -41,14 +45,14 @@ def convert_rows(block: np.ndarray, dtype: Any, normalize: bool) -> tuple[np.nda
     for start in range(0, len(block), step):
         rows = slice(start, start + step)
         try:
-            norms = _convert_slab(block[rows], out[rows], normalize)
+            norms = _convert_slab(block[rows], out[rows], normalize, near_unit)
         except BadRow as bad:
             raise BadRow(start + bad.row, bad.reason) from None
         low, high = min(low, float(norms.min())), max(high, float(norms.max()))
     return out, low, high
 
 
-def _convert_slab(raw: np.ndarray, out: np.ndarray, normalize: bool) -> np.ndarray:
+def _convert_slab(raw: np.ndarray, out: np.ndarray, normalize: bool, near_unit: bool) -> np.ndarray:
     with np.errstate(all="ignore"):
         wide = np.ascontiguousarray(raw, np.float32)
         norms = np.sqrt(np.einsum("ij,ij->i", wide, wide)).astype(np.float64)
@@ -56,10 +60,13 @@ def _convert_slab(raw: np.ndarray, out: np.ndarray, normalize: bool) -> np.ndarr
         exact = raw[odd].astype(np.float64)
         for position, row in enumerate(odd):
             norms[row] = _checked_norm(int(row), exact[position], wide[row])
-        if normalize:
+        if normalize or near_unit:
+            scale = norms
+            if not normalize:
+                scale = np.where(np.abs(norms - 1) <= UNIT_TOLERANCE["float16"], norms, 1.0)
             own = None if np.may_share_memory(wide, raw) else wide
-            wide = np.divide(wide, norms[:, None].astype(np.float32), out=own)
-            wide[odd] = exact / norms[odd, None]
+            wide = np.divide(wide, scale[:, None].astype(np.float32), out=own)
+            wide[odd] = exact / scale[odd, None]
         out[...] = wide
     fits = norms.max() < FLOAT16_MAX and norms.min() > 2**-24 * np.sqrt(raw.shape[1])
     if out.dtype == np.float16 and not normalize and not fits:

@@ -3,13 +3,13 @@
 import fsspec
 import numpy as np
 
-from daskcurate.io.sources import BadRow, RowSource
+from daskcurate.io.sources import BadRow, RowReader
 
 STRIDE = 1024
 BLOCK_BYTES = 4 << 20
 
 
-class TextRows(RowSource):
+class TextRows(RowReader):
     """Lines of a UTF-8 text file; the place of every 1024th line is kept, so any range can be read.
 
     Ids must not be empty; texts may be.

@@ -18,7 +18,7 @@ import zarr
 from daskcurate.embeddings import IDS, Embeddings
 from daskcurate.io.npy import open_npy
 from daskcurate.io.paths import as_url, exists, expand_glob, is_glob, is_zarr, zarr_store
-from daskcurate.io.sources import ArrayRows, RowSource
+from daskcurate.io.sources import ArrayRows, RowReader
 from daskcurate.io.text import TextRows
 from daskcurate.io.zarrs import ZarrRows, open_zarr
 
@@ -51,7 +51,7 @@ class Column(Protocol):
 class SourceColumn:
     """Values of a row source."""
 
-    def __init__(self, source: RowSource):
+    def __init__(self, source: RowReader):
         self.source, self.name = source, source.name
 
     def __len__(self) -> int:

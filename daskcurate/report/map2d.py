@@ -8,7 +8,7 @@ import numpy as np
 from scipy.linalg import eigh
 
 from daskcurate.embeddings import Embeddings
-from daskcurate.kernels.lloyd import unit_rows
+from daskcurate.kernels.assign import unit_rows
 from daskcurate.samples import read_rows, sample_few_chunks
 
 MAP_ROWS = 20_000

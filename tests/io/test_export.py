@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from daskcurate.io import export as export_module
+from daskcurate.io import writers
 from daskcurate.io.export import export
 
 N = 23
@@ -72,7 +72,7 @@ def test_npy(tmp_path):
 
 @pytest.mark.parametrize("window", [1, 10, 1000])
 def test_parquet_is_written_in_windows(monkeypatch, window):
-    monkeypatch.setattr(export_module, "WINDOW_ROWS", window)
+    monkeypatch.setattr(writers, "WINDOW_ROWS", window)
     export(Picks(), "picks.parquet")
     groups = {1: 5, 10: 3, 1000: 1}[window]
     assert pq.ParquetFile("picks.parquet").metadata.num_row_groups == groups
@@ -86,7 +86,7 @@ def test_parquet_is_written_in_windows(monkeypatch, window):
 
 @pytest.mark.parametrize("ids", [NAMES, np.arange(N) * 10], ids=["text", "int"])
 def test_ids(monkeypatch, ids):
-    monkeypatch.setattr(export_module, "WINDOW_ROWS", 8)
+    monkeypatch.setattr(writers, "WINDOW_ROWS", 8)
     export(Picks(ids), "kept.txt")
     export(Picks(ids), "removed.txt", format="removed-ids")
     with open("kept.txt", encoding="utf-8") as kept, open("removed.txt", encoding="utf-8") as removed:
@@ -137,7 +137,13 @@ def test_existing_files_are_kept():
     ("result", "dest", "format", "error", "phrase"),
     [
         (Picks(), "picks.parque", None, ValueError, "did you mean '.parquet'?"),
-        (Picks(), "picks", None, ValueError, "has the suffix '': allowed are '.npy', '.parquet', '.txt'"),
+        (
+            Picks(),
+            "picks",
+            None,
+            ValueError,
+            "has the suffix '': allowed are '.npy', '.parquet', '.txt', '.trie'",
+        ),
         (
             Picks(),
             "picks.npy",

@@ -13,7 +13,7 @@ from daskcurate.embeddings import open_embeddings
 from daskcurate.io import pool
 from daskcurate.io.ingest import ingest
 from daskcurate.io.layout import FLOOR_BYTES, MIN_CHUNKS, TARGET_BYTES, chunk_bounds, chunk_rows_for
-from daskcurate.io.sources import RowSource
+from daskcurate.io.sources import RowReader
 
 
 def unit_rows(n, d=7, dtype=np.float32, seed=0):
@@ -122,7 +122,14 @@ def test_parquet(tmp_path, kind, dtype):
     for i, start in enumerate(range(0, 90, 40)):
         pq.write_table(table.slice(start, 40), tmp_path / "in" / f"part_{i}.parquet", row_group_size=7)
     for column_name in ("key", "tag", "n"):
-        emb = ingest(tmp_path / "in", tmp_path / "p.zarr", ids=column_name, chunk_rows=11, overwrite=True)
+        emb = ingest(
+            tmp_path / "in",
+            tmp_path / "p.zarr",
+            ids=column_name,
+            chunk_rows=11,
+            overwrite=True,
+            normalize=False,
+        )
         rows, ids = rows_and_ids(emb)
         np.testing.assert_array_equal(rows, x.astype(emb.dtype))
         assert ids.tolist() == (list(range(90)) if column_name == "n" else keys.to_pylist())
@@ -289,7 +296,7 @@ def test_fingerprint_follows_content(tmp_path, x):
     assert all(len(item) == 32 and int(item, 16) >= 0 for item in others)
 
 
-class CountingRows(RowSource):
+class CountingRows(RowReader):
     def __init__(self, n, d):
         super().__init__("counted", (n, d), np.float32)
         self.reads = []
@@ -305,7 +312,7 @@ def test_each_task_reads_its_own_chunk_once(tmp_path, monkeypatch):
     pool.create(plan, False)
     batches = []
 
-    def run_tasks(tasks):
+    def run_tasks(tasks, finished):
         batches.append(len(tasks))
         return list(dask.compute(*tasks, scheduler="threads"))
 
@@ -321,7 +328,7 @@ def test_tasks_run_on_the_workers(x, parts, tmp_path):
 
     alone = ingest(parts, tmp_path / "alone.zarr", chunk_rows=10)
     ran = set()
-    with Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address=None) as client:
+    with Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address=":0") as client:
         emb = ingest(parts, tmp_path / "pool.zarr", ids=STRINGS, chunk_rows=10)
         ran = set(client.run_on_scheduler(lambda dask_scheduler: {e[0] for e in _stories(dask_scheduler)}))
         assert rows_and_ids(emb)[1].tolist() == STRINGS
