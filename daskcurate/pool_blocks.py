@@ -102,7 +102,7 @@ class PoolBlocks:
     def groups(self, n_threads: int) -> Iterator[tuple[int, tuple[int, ...]]]:
         """Yield (p, (q, ...)): every pair of blocks p <= q once, a few for each task, the largest tasks first."""
         count = len(self.urls)
-        width = max(1, min(16, count * count // (16 * n_threads)))
+        width = max(1, min(16, count * count // (4 * n_threads)))
         found = [
             (p, tuple(range(first, min(first + width, count))))
             for p in range(count)
@@ -161,8 +161,8 @@ def scatter(
 
 
 def block_limit(n_rows: int, row_bytes: int, limits: Limits) -> int:
-    """Return the rows of a block: bounded in bytes, and several for each thread."""
-    return max(LEAST_ROWS, min(limits.part_bytes // row_bytes, n_rows // (4 * limits.n_threads)))
+    """Return the rows of a block: bounded in bytes, and two for each thread, which makes many pairs."""
+    return max(LEAST_ROWS, min(limits.part_bytes // row_bytes, n_rows // (2 * limits.n_threads)))
 
 
 def _row_frame(
