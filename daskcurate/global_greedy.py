@@ -13,7 +13,7 @@ from dask.delayed import Delayed
 from daskcurate.kernels import pool_matches as matches
 from daskcurate.kernels.pool_pairs import PoolBlock, compare
 from daskcurate.kernels.similarity import Edges
-from daskcurate.pool_blocks import PoolBlocks, Survey
+from daskcurate.pool_blocks import Layout, PoolBlocks, Survey
 from daskcurate.pool_tasks import Found, linked_matches, match_frame, run_pairs
 from daskcurate.rows import tree
 
@@ -33,46 +33,46 @@ class _Removed(NamedTuple):
     """The best kept earlier row so far; -1: the row is kept, or not yet decided."""
 
 
-def match_greedy(run: Any, blocks: PoolBlocks, survey: Delayed) -> tuple[list[Delayed], int, int]:
+def match_greedy(run: Any, layout: Layout, survey: Delayed) -> tuple[list[Delayed], int, int]:
     """Remove the rows that repeat a kept one: a part of the order at a time, as many edges as a task holds.
 
     The rows of a part that nothing earlier removed are settled by the edges among them, in one task. Those
     that it keeps then remove later rows of the whole pool.
     """
     most = max(1, min(GREEDY_EDGES, run.limits.thread_memory // GREEDY_EDGE_BYTES))
-    states: list[Delayed] | None = None
-    first, pairs = 0, 0
-    while first < blocks.n_rows:
-        edges, last, more = _edges_of_part(run, blocks, survey, states, first, most)
+    states: dict[int, Delayed] = {}
+    first, pairs, n_rows = 0, 0, layout.blocks.n_rows
+    while first < n_rows:
+        edges, last, more = _edges_of_part(run, layout, survey, states, first, most)
         pairs += more
         linked = run.task(_greedy_linked, edges, name="dedup-greedy", key=first)
-        if first == 0 and last == blocks.n_rows:
-            frames, count = linked_matches(run, blocks, linked, "remove rows")
+        if first == 0 and last == n_rows:
+            frames, count = linked_matches(run, layout, linked, "remove rows")
             return frames, count, pairs
         (linked,) = run.persist([linked], "remove rows")
-        states, more = _remove(run, blocks, survey, states, linked, first, last)
+        states, more = _remove(run, layout, survey, states, linked, first, last)
         pairs += more
-        run.note(0.3 + 0.6 * last / blocks.n_rows, "remove rows")
+        run.note(0.3 + 0.6 * last / n_rows, "remove rows")
         first = last
-    assert states is not None
     frames = [
-        run.task(_state_frame, blocks, i, state, name="dedup-frame", key=i) for i, state in enumerate(states)
+        run.task(_state_frame, layout.blocks, i, state, name="dedup-frame", key=i)
+        for i, state in states.items()
     ]
-    return frames, blocks.n_rows, pairs
+    return frames, n_rows, pairs
 
 
 def _edges_of_part(
-    run: Any, blocks: PoolBlocks, survey: Delayed, states: list[Delayed] | None, first: int, most: int
+    run: Any, layout: Layout, survey: Delayed, states: dict[int, Delayed], first: int, most: int
 ) -> tuple[list[Delayed], int, int]:
     """Return the edges among the undecided rows from place ``first`` on, up to which, and the pairs compared."""
-    groups = list(blocks.groups(run.limits.n_threads))
+    groups, n_rows = list(layout.groups(run.limits.n_threads)), layout.blocks.n_rows
     each = max(1 << 12, 4 * most // len(groups))
 
     def tasks(last: int, limit: int, key: str) -> list[Delayed]:
         return [
             run.task(
                 _edges,
-                blocks,
+                layout.blocks,
                 p,
                 qs,
                 survey,
@@ -85,15 +85,15 @@ def _edges_of_part(
             for p, qs in groups
         ]
 
-    parts, total, pairs = run_pairs(run, tasks(blocks.n_rows, min(each, most), "try"), "compare rows")
+    parts, total, pairs = run_pairs(run, tasks(n_rows, min(each, most), "try"), "compare rows")
     counts = [run.task(_counts, part, name="dedup-counts", key=part.key) for part in parts]
     counted = run.gather([tree(run, _add_counts, counts, name="dedup-counts-add", key=f"{first}")])[0]
     kept = [run.task(_only_edges, part, name="dedup-some-edges", key=part.key) for part in parts]
     if total <= most and counted.whole:
-        return kept, blocks.n_rows, pairs
-    bin_rows = max(1, -(-blocks.n_rows // _BINS))
+        return kept, n_rows, pairs
+    bin_rows = max(1, -(-n_rows // _BINS))
     bins = int(np.searchsorted(np.cumsum(counted.counts), most, side="right"))
-    last = min(blocks.n_rows, max(bins * bin_rows, first + math.isqrt(2 * most)))
+    last = min(n_rows, max(bins * bin_rows, first + math.isqrt(2 * most)))
     last = max(last, first + 1)
     parts, _, more = run_pairs(run, tasks(last, matches.LAST, "part"), "compare rows")
     return (
@@ -125,8 +125,8 @@ def _greedy_linked(edges: list[Edges]) -> matches.Linked:
     return matches.greedy_edges(matches.join_edges(edges))
 
 
-def _states_of(states: list[Delayed] | None, p: int, qs: Sequence[int]) -> list[Delayed]:
-    return [] if states is None else [states[p], *(states[q] for q in qs)]
+def _states_of(states: dict[int, Delayed], p: int, qs: Sequence[int]) -> list[Delayed]:
+    return [] if not states else [states[p], *(states[q] for q in qs)]
 
 
 def _edges(
@@ -148,26 +148,25 @@ def _edges(
 
     bound, pairs, mine = blocks.bound(survey), 0, undecided(p, 0)
     for i, q in enumerate(qs, 1):
-        other = mine if q == p else undecided(q, i)
-        pairs += compare(mine, other, bound, blocks.eps, sink.take)
+        pairs += compare(mine, mine if q == p else undecided(q, i), bound, blocks.eps, sink.take)
     return Found((sink.edges(), sink.counts), pairs, int(sink.counts.sum()))
 
 
 def _remove(
     run: Any,
-    blocks: PoolBlocks,
+    layout: Layout,
     survey: Delayed,
-    states: list[Delayed] | None,
+    states: dict[int, Delayed],
     linked: Delayed,
     first: int,
     last: int,
-) -> tuple[list[Delayed], int]:
+) -> tuple[dict[int, Delayed], int]:
     """Return the states after the rows kept in a part have removed later ones, and the pairs compared."""
-    groups = list(blocks.groups(run.limits.n_threads))
+    groups = list(layout.groups(run.limits.n_threads))
     tasks = [
         run.task(
             _removals,
-            blocks,
+            layout.blocks,
             p,
             qs,
             survey,
@@ -190,9 +189,9 @@ def _remove(
             name="dedup-state",
             key=f"{first}-{i}",
         )
-        for i, length in enumerate(blocks.lengths)
+        for i, length in layout.lengths.items()
     ]
-    return run.persist(made, "remove rows"), pairs
+    return dict(zip(layout.lengths, run.persist(made, "remove rows"), strict=True)), pairs
 
 
 class _Removal(NamedTuple):
@@ -229,32 +228,36 @@ def _removals(
             b, position[some], _Removed(near.similarity[some], near.rank[some], near.number[some])
         )
 
-    bound, pairs, found = blocks.bound(survey), 0, []
+    bound, found = blocks.bound(survey), []
     kept, near, position = split(p, 0)
+
+    def remove_with(q: int, i: int) -> int:  # a function: two blocks are held at a time
+        kept_q, near_q, position_q = split(q, i)
+        pairs = compare(kept, near_q.block, bound, blocks.eps, matches.kept_into(near_q))
+        pairs += compare(kept_q, near.block, bound, blocks.eps, matches.kept_into(near))
+        found.append(removal(q, near_q, position_q))
+        return pairs
+
+    pairs = 0
     for i, q in enumerate(qs, 1):
         if q == p:
             pairs += compare(kept, near.block, bound, blocks.eps, matches.kept_into(near))
-            continue
-        kept_q, near_q, position_q = split(q, i)
-        pairs += compare(kept, near_q.block, bound, blocks.eps, matches.kept_into(near_q))
-        pairs += compare(kept_q, near.block, bound, blocks.eps, matches.kept_into(near))
-        found.append(removal(q, near_q, position_q))
+        else:
+            pairs += remove_with(q, i)
     found.append(removal(p, near, position))
     return Found(found, pairs, 0)
 
 
 def _merge_removals(i: int, length: int, before: list[_Removed], parts: list[list[_Removal]]) -> _Removed:
+    """Return the state of block i: the best of what was known and of what was found now."""
     state = _Removed(
         np.full(length, -1, np.float32),
         np.full(length, matches.LAST, np.int64),
         np.full(length, -1, np.int64),
     )
-    everywhere = np.arange(length)
-    found = [_Removal(i, everywhere, old) for old in before]
-    for position, values in (
-        (item.position, item.values)
-        for item in (*found, *(r for part in parts for r in part if r.block == i))
-    ):
+    found = [(np.arange(length), old) for old in before]
+    found += [(item.position, item.values) for part in parts for item in part if item.block == i]
+    for position, values in found:
         better = values.similarity > state.similarity[position]
         better |= (values.similarity == state.similarity[position]) & (values.rank < state.rank[position])
         for target, new in zip(state, values, strict=True):

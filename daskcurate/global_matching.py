@@ -14,7 +14,7 @@ from daskcurate.kernels import pool_matches as matches
 from daskcurate.kernels.pool_pairs import compare
 from daskcurate.kernels.similarity import Edges, merge_forests
 from daskcurate.members import Members
-from daskcurate.pool_blocks import PoolBlocks, Survey, scatter, take_survey
+from daskcurate.pool_blocks import Layout, PoolBlocks, Survey, scatter, take_survey
 from daskcurate.pool_tasks import POOL_MATCHES, Found, each_pair, linked_matches, match_frame, run_pairs
 from daskcurate.regroup import regroup
 from daskcurate.rows import tree
@@ -35,10 +35,10 @@ def match_pool(
     ``ranks`` are the rows' places in the order of the whole pool, an array a chunk.
     """
     (survey,) = run.persist([run.task(take_survey, members, sizes, eps, name="dedup-survey")], "sample pairs")
-    blocks = scatter(run, members, ranks, sizes, dim, dtype, eps)
+    layout = scatter(run, members, ranks, sizes, dim, dtype, eps)
     run.note(0.3, "compare rows")
     match = {"earlier": _earlier, "greedy": match_greedy, "connected": _connected}[rule]
-    frames, count, pairs = match(run, blocks, survey) if blocks.urls else ([], 0, 0)
+    frames, count, pairs = match(run, layout, survey) if layout.lengths else ([], 0, 0)
     frames.append(run.task(POOL_MATCHES.copy, name="dedup-no-match"))
     bound = run.gather([run.task(_is_bound, survey, name="dedup-bound")])[0]
     back = regroup(run, frames, POOL_MATCHES, len(members.ranges), 48 * count, "back")
@@ -58,42 +58,40 @@ def best_matches(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.iloc[order[first]]
 
 
-def _nearest_frame(blocks: PoolBlocks, parts: Sequence[matches.NearestEarlier]) -> pd.DataFrame:
-    frames = [POOL_MATCHES]
-    for part in parts:
-        at = np.flatnonzero(part.number >= 0)
-        values = (part.similarity[at], part.rank[at], part.number[at])
-        if len(at):
-            frames.append(match_frame(blocks.chunk_rows, part.block.numbers[at], *values))
-    return pd.concat(frames[1:] or frames, ignore_index=True)
+def _nearest_frame(blocks: PoolBlocks, found: matches.NearestEarlier) -> pd.DataFrame:
+    at = np.flatnonzero(found.number >= 0)
+    values = (found.similarity[at], found.rank[at], found.number[at])
+    return match_frame(blocks.chunk_rows, found.block.numbers[at], *values)
 
 
-def _earlier(run: Any, blocks: PoolBlocks, survey: Delayed) -> tuple[list[Delayed], int, int]:
-    return run_pairs(run, each_pair(run, blocks, _nearest, survey, name="dedup-compare"), "compare rows")
+def _earlier(run: Any, layout: Layout, survey: Delayed) -> tuple[list[Delayed], int, int]:
+    return run_pairs(run, each_pair(run, layout, _nearest, survey, name="dedup-compare"), "compare rows")
 
 
 def _nearest(blocks: PoolBlocks, p: int, qs: tuple[int, ...], survey: Survey) -> Found:
     """Match the rows of block p with those of some others, and the other way round."""
-    bound, pairs = blocks.bound(survey), 0
+    bound, frames = blocks.bound(survey), []
     mine = matches.NearestEarlier(blocks.load(p, survey.basis), blocks.eps)
-    frames = []
-    for q in qs:
+
+    def match_with(q: int) -> int:  # a function: two blocks are held at a time
         other = mine if q == p else matches.NearestEarlier(blocks.load(q, survey.basis), blocks.eps)
-        take = matches.nearest_into(mine, other)
-        pairs += compare(mine.block, other.block, bound, blocks.eps, take)
+        pairs = compare(mine.block, other.block, bound, blocks.eps, matches.nearest_into(mine, other))
         if other is not mine:
-            frames.append(_nearest_frame(blocks, [other]))
-    frame = pd.concat([_nearest_frame(blocks, [mine]), *frames], ignore_index=True)
+            frames.append(_nearest_frame(blocks, other))
+        return pairs
+
+    pairs = sum(match_with(q) for q in qs)
+    frame = pd.concat([_nearest_frame(blocks, mine), *frames], ignore_index=True)
     return Found(frame, pairs, len(frame))
 
 
-def _connected(run: Any, blocks: PoolBlocks, survey: Delayed) -> tuple[list[Delayed], int, int]:
+def _connected(run: Any, layout: Layout, survey: Delayed) -> tuple[list[Delayed], int, int]:
     parts, _, pairs = run_pairs(
-        run, each_pair(run, blocks, _forest, survey, name="dedup-edges"), "compare rows"
+        run, each_pair(run, layout, _forest, survey, name="dedup-edges"), "compare rows"
     )
     forest = tree(run, _merge_forests, parts, name="dedup-forest", key="pool")
     linked = run.task(matches.connected_edges, forest, name="dedup-connect")
-    frames, count = linked_matches(run, blocks, linked, "connect rows")
+    frames, count = linked_matches(run, layout, linked, "connect rows")
     return frames, count, pairs
 
 
@@ -103,9 +101,8 @@ def _merge_forests(parts: list[Edges]) -> Edges:
 
 def _forest(blocks: PoolBlocks, p: int, qs: tuple[int, ...], survey: Survey) -> Found:
     bound, pairs = blocks.bound(survey), 0
-    sink = matches.PairEdges(blocks.eps, forest_rows=blocks.rows_of(p, qs))
     mine = blocks.load(p, survey.basis)
+    sink = matches.PairEdges(blocks.eps, forest_rows=len(mine))
     for q in qs:
-        other = mine if q == p else blocks.load(q, survey.basis)
-        pairs += compare(mine, other, bound, blocks.eps, sink.take)
+        pairs += compare(mine, mine if q == p else blocks.load(q, survey.basis), bound, blocks.eps, sink.take)
     return Found(sink.edges(), pairs, 0)

@@ -48,8 +48,8 @@ def take_survey(members: Members, sizes: np.ndarray, eps: float) -> Survey:
     rows, labels = _sample(members)
     n = int(sizes.sum())
     every = n * (n - 1) // 2
-    if not len(rows):
-        return Survey(every, False, None)
+    if not len(rows):  # the rows that a selection leaves lie elsewhere
+        return Survey(every, True, None)
     bound = Bound.of(read_block(members.centroids_url, 0, 2**62), eps)
     order = np.argsort(labels, kind="stable")
     number = np.arange(len(rows))
@@ -75,11 +75,10 @@ def _sample(members: Members) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class PoolBlocks:
-    """Blocks of rows in scratch arrays: what tasks need to read them."""
+    """Blocks of rows in scratch arrays: what tasks need to read them, which is the same however many there are."""
 
-    urls: tuple[str, ...]
-    """One a block that has rows."""
-    lengths: tuple[int, ...]
+    url: str
+    """What the arrays' URLs begin with."""
     centroids_url: str
     eps: float
     chunk_rows: int
@@ -87,35 +86,40 @@ class PoolBlocks:
 
     def load(self, i: int, basis: np.ndarray | None) -> PoolBlock:
         """Read a block."""
-        rows, norms, index = (read_small(f"{self.urls[i]}-{name}") for name in ("rows", "norms", "index"))
+        rows, norms, index = (read_small(f"{self.url}-{i}-{name}") for name in ("rows", "norms", "index"))
         return PoolBlock.of(rows, norms, index[0].astype(np.int32), index[1], index[2], basis)
 
     def index(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Read the places in the pool's order, and the row numbers, of a block."""
-        found = read_small(f"{self.urls[i]}-index")
+        found = read_small(f"{self.url}-{i}-index")
         return found[1], found[2]
 
     def bound(self, survey: Survey) -> Bound | None:
         """Return the bound to compare with, if any."""
         return Bound.of(read_small(self.centroids_url), self.eps) if survey.bound else None
 
+
+@dataclass(frozen=True)
+class Layout:
+    """The blocks, and how many rows each has: what the client knows to make tasks with."""
+
+    blocks: PoolBlocks
+    lengths: dict[int, int]
+    """Rows by block number; blocks without rows are left out."""
+
     def groups(self, n_threads: int) -> Iterator[tuple[int, tuple[int, ...]]]:
         """Yield (p, (q, ...)): every pair of blocks p <= q once, a few for each task, the largest tasks first."""
-        count = len(self.urls)
+        numbers = sorted(self.lengths)
+        count = len(numbers)
         width = max(1, min(16, count * count // (4 * n_threads)))
         found = [
-            (p, tuple(range(first, min(first + width, count))))
-            for p in range(count)
-            for first in range(p, count, width)
+            (p, tuple(numbers[first : min(first + width, count)]))
+            for i, p in enumerate(numbers)
+            for first in range(i, count, width)
         ]
-        yield from sorted(found, key=lambda group: -self.lengths[group[0]] * sum(self._of(group[1])))
-
-    def _of(self, blocks: Sequence[int]) -> list[int]:
-        return [self.lengths[q] for q in blocks]
-
-    def rows_of(self, p: int, qs: Sequence[int]) -> int:
-        """Return the rows of some blocks together."""
-        return sum(self._of(sorted({p, *qs})))
+        yield from sorted(
+            found, key=lambda group: -self.lengths[group[0]] * sum(self.lengths[q] for q in group[1])
+        )
 
 
 def scatter(
@@ -126,7 +130,7 @@ def scatter(
     dim: int,
     dtype: str,
     eps: float,
-) -> PoolBlocks:
+) -> Layout:
     """Regroup the rows by cluster and write them block by block; ``ranks`` are places in the pool's order."""
     total = int(sizes.sum())
     row_bytes = dim * np.dtype(dtype).itemsize
@@ -143,21 +147,14 @@ def scatter(
     ]
     grouped = regroup(run, frames, ROWS, cuts.n_partitions, (row_bytes + 28) * total, "blocks")
     # of this limit: what a task of an earlier attempt, with other workers, still writes is no other content
-    names = [run.scratch(f"pool-{limit}-{i}") for i in range(len(grouped))]
+    url = run.scratch(f"pool-{limit}")
     writes = [
-        run.task(_write_block, frame, dim, dtype, url, name="dedup-block", key=i)
-        for i, (frame, url) in enumerate(zip(grouped, names, strict=True))
+        run.task(_write_block, frame, dim, dtype, f"{url}-{i}", name="dedup-block", key=i)
+        for i, frame in enumerate(grouped)
     ]
     lengths = run.gather(writes, "regroup rows")
-    some = [i for i, length in enumerate(lengths) if length]
-    return PoolBlocks(
-        tuple(names[i] for i in some),
-        tuple(lengths[i] for i in some),
-        members.centroids_url,
-        eps,
-        members.chunk_rows,
-        total,
-    )
+    blocks = PoolBlocks(url, members.centroids_url, eps, members.chunk_rows, total)
+    return Layout(blocks, {i: length for i, length in enumerate(lengths) if length})
 
 
 def block_limit(n_rows: int, row_bytes: int, limits: Limits) -> int:

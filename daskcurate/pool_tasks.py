@@ -10,7 +10,7 @@ import pandas as pd
 from dask.delayed import Delayed
 
 from daskcurate.kernels import pool_matches as matches
-from daskcurate.pool_blocks import PoolBlocks
+from daskcurate.pool_blocks import Layout, PoolBlocks
 
 POOL_MATCHES = pd.DataFrame(
     {"partition": np.empty(0, "i8"), "row": np.empty(0, "i8"), "similarity": np.empty(0, "f4"),
@@ -29,12 +29,12 @@ class Found(NamedTuple):
 
 
 def each_pair(
-    run: Any, blocks: PoolBlocks, function: Callable[..., Any], *args: Any, name: str, key: str = "pool"
+    run: Any, layout: Layout, function: Callable[..., Any], *args: Any, name: str, key: str = "pool"
 ) -> list[Delayed]:
     """Return one lazy task a group of pairs of blocks: ``function(blocks, p, qs, *args)``."""
     return [
-        run.task(function, blocks, p, qs, *args, name=name, key=f"{key}-{p}-{qs[0]}")
-        for p, qs in blocks.groups(run.limits.n_threads)
+        run.task(function, layout.blocks, p, qs, *args, name=name, key=f"{key}-{p}-{qs[0]}")
+        for p, qs in layout.groups(run.limits.n_threads)
     ]
 
 
@@ -64,14 +64,14 @@ def _result(found: Found) -> Any:
     return found.result
 
 
-def linked_matches(run: Any, blocks: PoolBlocks, linked: Delayed, step: str) -> tuple[list[Delayed], int]:
-    """Return one lazy frame of matches that are known by their places in the order, and the number of rows in it."""
+def linked_matches(run: Any, layout: Layout, linked: Delayed, step: str) -> tuple[list[Delayed], int]:
+    """Return a lazy frame of matches that are known by their places in the order, and the rows in it."""
     (linked,) = run.persist([linked], step)
     count = run.gather([run.task(_rows_linked, linked, name="dedup-count")])[0]
     numbers = [
-        run.task(_numbers_of, blocks, i, linked, name="dedup-numbers", key=i) for i in range(len(blocks.urls))
+        run.task(_numbers_of, layout.blocks, i, linked, name="dedup-numbers", key=i) for i in layout.lengths
     ]
-    return [run.task(_linked_frame, blocks, linked, numbers, name="dedup-frame")], count
+    return [run.task(_linked_frame, layout.blocks, linked, numbers, name="dedup-frame")], count
 
 
 def _rows_linked(linked: matches.Linked) -> int:
