@@ -68,7 +68,10 @@ class PoolBlock:
         """Return the block of rows with the given lengths (:func:`row_norms`), sketched in ``basis`` (d, r)."""
         xp = namespace_of(raw)
         unit = raw.astype(np.float32)  # a copy
-        unit *= (1.0 / norm).astype(np.float32)[:, None]
+        with np.errstate(over="ignore"):
+            unit *= (1.0 / norm).astype(np.float32)[:, None]
+        odd = xp.flatnonzero((norm < 1e-30) | (norm > 1e30))  # whose inverse float32 cannot hold
+        unit[odd] = raw[odd].astype(np.float64) / norm[odd, None]
         sketch = None
         if basis is not None:
             sketch = xp.empty((len(unit), basis.shape[1] + 1), np.float32)

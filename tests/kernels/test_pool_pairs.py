@@ -206,6 +206,14 @@ def test_copies_are_matched_with_the_first_in_the_order():
     assert (match[~repeats] == -1).all()
 
 
+def test_rows_of_extreme_length_are_compared_as_unit_vectors():
+    x, labels, ranks, centroids = pool_of(11, 60, 64, 4, nearest=True)
+    scaled = x * np.repeat(np.float32([1e-41, 1e36, 1]), 20)[:, None]
+    found = nearest_of(np, scaled, labels, ranks, centroids, 0.05, sketched=True)
+    check(found, scaled, ranks, 0.05)
+    assert (found[1] >= 0).sum() > 5
+
+
 def test_single_rows_empty_clusters_and_no_rows(xp):
     x = np.array([[1, 0], [1, 0.01], [-1, 0]], np.float32)
     labels, ranks = np.array([1, 8, 5], np.int32), np.array([2, 0, 1])
