@@ -81,7 +81,7 @@ def _edges_of_part(
                 limit,
                 name="dedup-edges",
                 key=f"{key}-{first}-{p}-{qs[0]}",
-            )  # fmt: skip
+            )
             for p, qs in groups
         ]
 
@@ -175,7 +175,7 @@ def _remove(
             (first, last),
             name="dedup-remove",
             key=f"{first}-{p}-{qs[0]}",
-        )  # fmt: skip
+        )
         for p, qs in groups
     ]
     parts, _, pairs = run_pairs(run, tasks, "remove rows")
