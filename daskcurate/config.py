@@ -23,7 +23,7 @@ SAMPLE_STRATEGIES = ("closest", "random")
 PICK_STRATEGIES = ("random", "closest", "furthest")
 KEEPS = ("hard", "easy", "random")
 RULES = ("earlier", "greedy", "connected")
-SCOPES = ("cluster",)
+SCOPES = ("cluster", "global")
 DENSITIES = ("intra*inter", "size", "uniform")
 LARGEST_TARGET = 2**58
 """Rows that can be shared out without an overflow of int64."""
@@ -145,7 +145,7 @@ class KMeansConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class DedupConfig(Config):
-    """SemDeDup: which rows of a cluster repeat an earlier one."""
+    """SemDeDup: which rows of a cluster, or of the pool, repeat an earlier one."""
 
     eps: float
     """Row j is a duplicate if an earlier row has cosine similarity to it above 1 - eps (strictly)."""
@@ -154,7 +154,7 @@ class DedupConfig(Config):
     rule: str = "earlier"
     """``earlier`` (the paper's), ``greedy`` (only kept rows block), ``connected`` (one row a component)."""
     scope: str = "cluster"
-    """Which pairs are compared: those within a ``cluster``."""
+    """Which pairs are found: those within a ``cluster``, or, ``global``, all of the pool."""
     seed: int = 0
 
     def __post_init__(self):
@@ -162,11 +162,6 @@ class DedupConfig(Config):
         if self.keep != "score":
             check_choice("keep", self.keep, KEEPS)
         check_choice("rule", self.rule, RULES)
-        if self.scope == "global":
-            raise ValueError(
-                "scope='global' is not available yet: pairs are compared within clusters only; "
-                "give scope='cluster'"
-            )
         check_choice("scope", self.scope, SCOPES)
         self._set("seed", check_int("seed", self.seed, 0, 2**63 - 1))
 

@@ -1,4 +1,4 @@
-"""SemDeDup (arXiv 2303.09540): drop the rows of a cluster that repeat an earlier one."""
+"""SemDeDup (arXiv 2303.09540): drop the rows of a cluster, or of the pool, that repeat an earlier one."""
 
 from __future__ import annotations
 
@@ -7,15 +7,26 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 import pandas as pd
+from dask.delayed import Delayed
 
 from daskcurate.config import KEEPS, DedupConfig, check_choice, check_number
+from daskcurate.global_matching import match_pool
 from daskcurate.kernels.draws import derive_seed
 from daskcurate.kernels.similarity import TILE, is_duplicate
 from daskcurate.kmeans import Clustering
 from daskcurate.matching import MATCHES, match_clusters
-from daskcurate.members import Members, SortKey, cluster_sizes, load_labels, member_ranks, write_scores
+from daskcurate.members import (
+    Members,
+    SortKey,
+    cluster_sizes,
+    load_labels,
+    member_ranks,
+    pool_ranks,
+    write_scores,
+)
 from daskcurate.nodes import GivenArray, checked_embeddings
 from daskcurate.planning import Limits, StagePlan, dedup_plan
+from daskcurate.pool_blocks import take_survey
 from daskcurate.pruning import rows_clustering
 from daskcurate.reading import blocks_of
 from daskcurate.regroup import regroup
@@ -28,11 +39,12 @@ if TYPE_CHECKING:
 
 
 class SemanticDedup(Selection):
-    """Rows that repeat no earlier row of their cluster.
+    """Rows that repeat no earlier row of their cluster, or, with ``scope="global"``, of the pool.
 
     ``max_similarity`` is what a row is judged by: the largest cosine similarity to an earlier row (rule
     ``earlier``), to an earlier kept row (``greedy``), or the highest threshold that still connects it to
-    an earlier row (``connected``). ``duplicate_of`` is the row that attains it.
+    an earlier row (``connected``). ``duplicate_of`` is the row that attains it. Across clusters only what is
+    above 1 - eps is known: other rows have -1 and -1.
     """
 
     kind = "semantic_dedup"
@@ -41,11 +53,11 @@ class SemanticDedup(Selection):
     @property
     def title(self) -> str:
         """What progress displays call the stage."""
-        return f"dedup eps {self.config.eps:g}"
+        return f"dedup eps {self.config.eps:g}" + (" (global)" if self.config.scope == "global" else "")
 
     @property
     def max_similarity(self) -> da.Array:
-        """(n,) float32 dask array; -1 where no row is earlier, NaN outside ``within``."""
+        """(n,) float32 dask array; -1 where no row is earlier (across clusters: none above 1 - eps), NaN outside."""
         return self.lazy("max_similarity")
 
     @property
@@ -54,17 +66,30 @@ class SemanticDedup(Selection):
         return self.lazy("duplicate_of")
 
     def plan(self, limits: Limits) -> StagePlan:
-        """Return what running the stage takes."""
-        emb = self.inputs["emb"]
+        """Return what running the stage takes.
+
+        The pairs compared are, within clusters, those of clusters of equal size. Across clusters they are
+        estimated from a sample of the rows where the clustering is computed (``within`` only if it is
+        computed too), else all n (n - 1) / 2, which are the most.
+        """
+        emb, clustering, config = self.inputs["emb"], self.inputs["clustering"], self.config
+        pairs = None
+        if config.scope == "global" and clustering.is_computed:
+            within = self.within if self.within is not None and self.within.is_computed else None
+            members = Members.of(clustering, within)
+            pairs = take_survey(members, clustering.sizes, config.eps).pairs
         return dedup_plan(
             self.title,
             n=len(emb),
             d=emb.dim,
             itemsize=emb.dtype.itemsize,
             chunk_rows=emb.chunk_rows,
-            k=self.inputs["clustering"].n_clusters,
+            k=clustering.n_clusters,
             limits=limits,
             tile=TILE,
+            scope=config.scope,
+            rule=config.rule,
+            pairs=pairs,
         )
 
     def at(self, eps: float) -> Selection:
@@ -74,7 +99,7 @@ class SemanticDedup(Selection):
         ------
         ValueError
             Under the rule ``greedy``, whose result at one eps does not follow from that at another, and
-            under ``connected`` for an eps above the one that was run.
+            under ``connected`` or across clusters for an eps above the one that was run.
         """
         eps = check_number("eps", eps, 0, 2)
         self._check_lookup(eps)
@@ -83,7 +108,8 @@ class SemanticDedup(Selection):
     def at_fraction(self, keep: float) -> Selection:
         """Return the rows that the largest eps keeps which leaves at least the fraction ``keep``.
 
-        Rows equally similar are kept or dropped together. The stage must have been computed.
+        Rows equally similar are kept or dropped together. The stage must have been computed. Across clusters
+        the fraction must be at least the one that the stage's own eps keeps.
         """
         keep = check_number("keep", keep, 0, 1, open_low=True)
         found = np.sort(np.concatenate([block[~np.isnan(block)] for block in blocks_of(self.max_similarity)]))
@@ -92,6 +118,13 @@ class SemanticDedup(Selection):
                 "at_fraction() has no rows to choose from: none lies within the stage's selection"
             )
         limit = float(found[int(np.ceil(keep * len(found) - 1e-9)) - 1])
+        if self.config.scope == "global" and limit <= np.float32(1 - self.config.eps):
+            kept = float((found <= limit).mean())
+            raise ValueError(
+                f"keep={keep:g} is not allowed: scope='global' was run at eps={self.config.eps:g}, which keeps "
+                f"{kept:.6g} of the rows, and knows no weaker matches; give more than that, or run semantic_dedup "
+                "again with a larger eps"
+            )
         self._check_lookup(1 - limit)
         return ThresholdSelection.of(self, limit)
 
@@ -102,9 +135,11 @@ class SemanticDedup(Selection):
                 f"eps={eps:g} is not a lookup under rule='greedy' (run at eps={run_eps:g}), where dropping a row "
                 "revives others: run semantic_dedup again with it"
             )
-        if rule == "connected" and np.float32(1 - eps) < np.float32(1 - run_eps):
+        across = self.config.scope == "global"
+        if (rule == "connected" or across) and np.float32(1 - eps) < np.float32(1 - run_eps):
+            setting = "scope='global'" if across else "rule='connected'"
             raise ValueError(
-                f"eps={eps:g} is not allowed: rule='connected' was run at eps={run_eps:g} and knows no links "
+                f"eps={eps:g} is not allowed: {setting} was run at eps={run_eps:g} and knows no links "
                 f"weaker than that; give at most {run_eps:g}, or run semantic_dedup again"
             )
 
@@ -118,12 +153,9 @@ class SemanticDedup(Selection):
         score_url = None if scores is None else write_scores(run, members, scores.values)
         key = SortKey.for_keep(config.keep, derive_seed(config.seed, "dedup"), score_url)
         run.note(0.05, "order rows")
-        ranks = run.persist(member_ranks(run, members, key, sizes), "order rows")
-        run.note(0.1, "compare rows")
-        emb = self.inputs["emb"]
-        matches = match_clusters(run, members, ranks, sizes, emb.dim, str(emb.dtype), config.rule, config.eps)
+        match = self._match_pool if config.scope == "global" else self._match_clusters
+        back, figures = match(run, members, key, sizes)
         run.note(0.9, "write")
-        back = regroup(run, matches, MATCHES, len(members.ranges), 28 * int(sizes.sum()), "back")
         arrays = (("counts", "counts"), ("max_similarity", "similarity"), ("duplicate_of", "duplicate_of"))
         urls = [run.declare(name, (members.n_rows,), members.chunk_rows) for name, _ in arrays]
         writes = [
@@ -131,8 +163,28 @@ class SemanticDedup(Selection):
             for frame, r in zip(back, members.ranges, strict=True)
         ]
         total, rows_in = sum(run.gather(writes, "write")), int(sizes.sum())
+        return {"total": total, "rows_in": rows_in, "duplicates": rows_in - total, **figures}
+
+    def _match_clusters(
+        self, run: Any, members: Members, key: SortKey, sizes: np.ndarray
+    ) -> tuple[list[Delayed], dict[str, Any]]:
+        """Return a frame of matches within clusters per chunk, and figures."""
+        ranks = run.persist(member_ranks(run, members, key, sizes), "order rows")
+        run.note(0.1, "compare rows")
+        emb, config = self.inputs["emb"], self.config
+        matches = match_clusters(run, members, ranks, sizes, emb.dim, str(emb.dtype), config.rule, config.eps)
         pairs = int((sizes.astype(object) * (sizes.astype(object) - 1) // 2).sum()) if len(sizes) else 0
-        return {"total": total, "rows_in": rows_in, "duplicates": rows_in - total, "pairs": pairs}
+        back = regroup(run, matches, MATCHES, len(members.ranges), 28 * int(sizes.sum()), "back")
+        return back, {"pairs": pairs}
+
+    def _match_pool(
+        self, run: Any, members: Members, key: SortKey, sizes: np.ndarray
+    ) -> tuple[list[Delayed], dict[str, Any]]:
+        """Return a frame of matches across clusters per chunk, and figures."""
+        ranks = run.persist(pool_ranks(run, members, key, int(sizes.sum())), "order rows")
+        run.note(0.1, "regroup rows")
+        emb, config = self.inputs["emb"], self.config
+        return match_pool(run, members, ranks, sizes, emb.dim, str(emb.dtype), config.rule, config.eps)
 
 
 def _write_chunk(
@@ -140,7 +192,7 @@ def _write_chunk(
 ) -> int:
     start, stop = bounds
     inside = load_labels(members, start, stop) >= 0
-    similarity = np.full(stop - start, np.nan, dtype=np.float32)
+    similarity = np.where(inside, np.float32(-1), np.float32(np.nan))
     match = np.full(stop - start, -1, dtype=np.int64)
     at = frame["row"].to_numpy() - start
     similarity[at], match[at] = frame["similarity"].to_numpy(), frame["duplicate_of"].to_numpy()
@@ -161,10 +213,11 @@ def semantic_dedup(
     within: Any = None,
     seed: int = 0,
 ) -> SemanticDedup:
-    """Drop semantic duplicates within clusters (SemDeDup, arXiv 2303.09540). Lazy: nothing runs.
+    """Drop semantic duplicates within clusters, or in the whole pool. Lazy: nothing runs.
 
-    Rows of a cluster are ordered, and row j is a duplicate if an earlier row i has cos(i, j) > 1 - eps,
-    strictly: a larger eps drops more. Of identical rows the first in row order is kept.
+    Rows of a cluster (or of the pool) are ordered, and row j is a duplicate if an earlier row i has
+    cos(i, j) > 1 - eps, strictly: a larger eps drops more. Of identical rows the first in row order is kept
+    (of those in different clusters, the first in the order). The method is SemDeDup (arXiv 2303.09540).
 
     Parameters
     ----------
@@ -182,7 +235,12 @@ def semantic_dedup(
         ``earlier``: every earlier row blocks, dropped or not (the paper's). ``greedy``: only kept rows
         block. ``connected``: one row of every connected component is kept.
     scope
-        ``cluster``: pairs within a cluster.
+        ``cluster``: pairs within a cluster, as published. ``global``: every pair of the pool above the
+        threshold, whichever clusters its rows are in, in the same order of the whole pool (distance to the own
+        centroid, then row number). The clustering only says which pairs need not be compared; where that
+        would save nothing (a large eps, few clusters), all are. Only matches above 1 - eps are stored, so
+        ``at`` and ``at_fraction`` go no further than the eps that was run. ``connected`` joins the components
+        of the pool in one task, for which the plan counts 250 bytes a row.
     within
         Selection (or boolean mask) of the rows to deduplicate.
     seed

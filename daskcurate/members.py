@@ -166,6 +166,19 @@ def member_ranks(run: Any, members: Members, key: SortKey, sizes: np.ndarray) ->
     return rank_in_cluster(run, labelled, members.counts, sizes, "members")
 
 
+def _labelled_alike(members: Members, key: SortKey, start: int, stop: int) -> Labelled:
+    labels, keys = _labelled(members, key, start, stop)
+    return Labelled(np.minimum(labels, 0), keys)
+
+
+def pool_ranks(run: Any, members: Members, key: SortKey, total: int) -> list[Delayed]:
+    """Return each row's rank among all ``total`` rows by ``key``, per chunk (m,) int64; -1 outside."""
+    labelled = [
+        run.task(_labelled_alike, members, key, *r, name="sort-keys", key=r[0]) for r in members.ranges
+    ]
+    return rank_in_cluster(run, labelled, members.counts, np.array([total]), "pool")
+
+
 def write_scores(run: Any, members: Members, values: np.ndarray) -> str:
     """Write a user's score column to a scratch array in the chunks of the labels; return its URL."""
     import zarr

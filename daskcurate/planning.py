@@ -110,6 +110,8 @@ class StagePlan:
     """Bytes of the stage's arrays in the run store."""
     advice: str = ""
     """What to change if the memory is too little."""
+    pairs: int | None = None
+    """Pairs of rows compared with each other, about or at most; None where the stage compares none."""
 
 
 @dataclass(frozen=True)
@@ -148,11 +150,12 @@ class Plan:
                 f"{stage.tasks:,}",
                 human(stage.peak_memory),
                 human(stage.disk),
+                "" if stage.pairs is None else f"{stage.pairs:.2e}",
             )
             for stage in self.stages
         ]
 
-    HEADER = ("stage", "rows", "read", "flops", "tasks", "peak memory", "disk")
+    HEADER = ("stage", "rows", "read", "flops", "tasks", "peak memory", "disk", "pairs")
 
     def __str__(self) -> str:
         rows = [self.HEADER, *self.as_rows()]
@@ -252,12 +255,43 @@ def kmeans_plan(
     )
 
 
+PAIRS_PER_ROW_AND_CLUSTER = 4
+"""Pairs of rows that are compared in the time that one row is scored against one centroid."""
+POOL_ROW_BYTES = 250
+"""Memory for a row that has a match, where the rows of a whole pool are connected."""
+
+
+def bound_pays(pairs: int, n: int, k: int) -> bool:
+    """Whether comparing ``pairs`` pairs that a bound asks for is less work than comparing all of n rows.
+
+    The pairs asked for come in smaller products, a third slower, and each row is scored against k centroids.
+    """
+    return 4 * pairs + 3 * PAIRS_PER_ROW_AND_CLUSTER * n * k < 3 * (n * (n - 1) // 2)
+
+
 def dedup_plan(
-    title: str, *, n: int, d: int, itemsize: int, chunk_rows: int, k: int, limits: Limits, tile: int
+    title: str,
+    *,
+    n: int,
+    d: int,
+    itemsize: int,
+    chunk_rows: int,
+    k: int,
+    limits: Limits,
+    tile: int,
+    scope: str = "cluster",
+    rule: str = "earlier",
+    pairs: int | None = None,
 ) -> StagePlan:
-    """Return the plan of a dedup within k clusters of equal size."""
+    """Return the plan of a dedup within k clusters of equal size, or across them.
+
+    Across clusters ``pairs`` is an estimate from the clustering; without one it is all pairs, which are
+    never exceeded.
+    """
+    across = scope == "global"
     chunks = -(-n // chunk_rows)
-    pairs = n * max(0, n // max(1, k) - 1) // 2
+    if pairs is None:
+        pairs = n * (n - 1) // 2 if across else n * max(0, n // max(1, k) - 1) // 2
     part_rows = max(tile, limits.part_bytes // (d * itemsize))
     parts = -(-n // part_rows)
     compare = 2 * min(n, part_rows) * d * (2 * itemsize + 4) + 3 * tile * tile * 4
@@ -266,14 +300,28 @@ def dedup_plan(
     if moved > limits.small_regroup_bytes:
         regroup = 3 * chunk_rows * (d * itemsize + 28) + SHUFFLE_BYTES
     rank = min(n, limits.rank_rows) * RANK_ROW_BYTES
+    worst = max(compare, regroup, rank)
+    disk, tasks, flops = n * 13, 12 * chunks + 4 * parts, 2 * d * pairs
+    if across:
+        # rows as stored, as float32 and as sketches, of two blocks; a mask, the scores of a tile, the centroids
+        worst = max(worst, 2 * min(n, part_rows) * d * (itemsize + 5) + k * d * 16 + (64 << 20))
+        if rule == "connected":
+            worst = max(worst, n * POOL_ROW_BYTES)
+        disk += n * (d * itemsize + 32)  # the rows by cluster, until the stage is done
+        tasks += 4 * parts * parts // 16
+        flops += 2 * d * n * k
     return StagePlan(
         stage=title,
         rows=n,
         bytes_read=n * d * itemsize,
-        flops=2 * d * pairs,
-        tasks=12 * chunks + 4 * parts,
-        peak_memory=PROCESS_BYTES + limits.threads_per_worker * max(compare, regroup, rank),
-        disk=n * 13,
+        flops=flops,
+        tasks=tasks,
+        peak_memory=PROCESS_BYTES + limits.threads_per_worker * worst,
+        disk=disk,
+        advice="give the workers more memory, or take rule='earlier'"
+        if across and rule == "connected"
+        else "",
+        pairs=pairs,
     )
 
 

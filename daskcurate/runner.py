@@ -360,6 +360,17 @@ def finished(node: Any, store: Any) -> Any:
     return compute(node, store=store)
 
 
+def _with_stored_inputs(stage: Stage, store: RunStore) -> Stage:
+    """Return the stage with those inputs bound that the store holds: what they say makes its plan sharper."""
+    inputs = {
+        role: node.bound(store, node.inputs)
+        if isinstance(node, Stage) and not node.is_computed and store.is_complete(node.name)
+        else node
+        for role, node in stage.inputs.items()
+    }
+    return type(stage)(stage.config, inputs)
+
+
 def plan(
     *nodes: Any,
     memory_limit: Any = None,
@@ -381,7 +392,7 @@ def plan(
     client
         Dask client whose workers to plan for; None: the current one, if any.
     store
-        A run store whose finished stages are left out.
+        A run store whose finished stages are left out, and inform the plans of those that read them.
 
     Raises
     ------
@@ -394,7 +405,7 @@ def plan(
     if store is not None:
         kept = RunStore(store)
         kept.check()
-        stages = [stage for stage in stages if not kept.is_complete(stage.name)]
+        stages = [_with_stored_inputs(stage, kept) for stage in stages if not kept.is_complete(stage.name)]
     found = given_client(client) or current_client()
     limits = cluster_limits(found) if found is not None else Limits.local()
     if n_workers is not None:

@@ -51,7 +51,7 @@ SCHEMA: dict[str, tuple[ArraySpec, ...]] = {
             "max_similarity",
             "float32",
             "rows",
-            "largest cos to an earlier row; -1: none, NaN: outside",
+            "largest cos to an earlier row; -1: none (scope global: none above 1 - eps), NaN: outside",
             float("nan"),
         ),
         _spec("duplicate_of", "int64", "rows", "the row that attains it; -1: none", -1),

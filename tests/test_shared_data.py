@@ -93,3 +93,47 @@ def test_the_table_says_what_happened_to_every_row(chain):
     assert (table["reason"][pruned] == "pruned").all()
     np.testing.assert_array_equal(table["cluster"], np.asarray(found["flat"].labels))
     np.testing.assert_array_equal(table["cluster_level_2"], np.asarray(found["tree"].flat_labels(2)))
+
+
+@pytest.fixture(scope="module")
+def similar_pairs():
+    """All pairs (i < j) above 0.8 - 1e-5 and their similarity, by brute force: float64 of what float32 finds."""
+    x = np.load(DATA).astype(np.float64)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    narrow, found = x.astype(np.float32), []
+    for start in range(0, len(x), 1000):
+        i, j = np.nonzero(narrow[start : start + 1000] @ narrow.T > 0.8 - 1e-5)
+        later = j > i + start
+        found.append(np.stack([i[later] + start, j[later]]))
+    i, j = np.concatenate(found, axis=1)
+    parts = np.array_split(np.arange(len(i)), 50)
+    similarity = np.concatenate([np.einsum("ij,ij->i", x[i[part]], x[j[part]]) for part in parts])
+    return i, j, np.minimum(similarity, 1)
+
+
+@pytest.mark.parametrize("eps", [0.01, 0.05, 0.1, 0.2])
+def test_across_clusters_the_duplicates_are_those_of_brute_force(chain, similar_pairs, eps):
+    emb, found, folder = chain
+    stage = dc.semantic_dedup(emb, found["flat"], eps=eps, scope="global")
+    dedup = dc.compute(stage, store=folder / "global.zarr")
+    distances = np.asarray(found["flat"].distances)
+    place = np.empty(len(emb), int)
+    place[np.lexsort((np.arange(len(emb)), -distances))] = np.arange(len(emb))
+    i, j, similarity = similar_pairs
+    i, j = np.where(place[i] < place[j], i, j), np.where(place[i] < place[j], j, i)
+    best = np.full(len(emb), -1.0)
+    np.maximum.at(best, j, similarity)
+    limit = np.float32(1 - eps)
+    duplicate = best.astype(np.float32) > limit
+    clear = np.abs(best - limit) > 1e-12
+    mine, match = np.asarray(dedup.max_similarity), np.asarray(dedup.duplicate_of)
+    np.testing.assert_array_equal(np.asarray(dedup.mask)[clear], ~duplicate[clear])
+    np.testing.assert_allclose(mine[duplicate], best[duplicate], rtol=0, atol=1e-7)
+    assert (mine[~duplicate] == -1).all()
+    rows = np.flatnonzero(duplicate)
+    assert (place[match[rows]] < place[rows]).all()
+    x = np.asarray(emb.array)[rows].astype(np.float64), np.asarray(emb.array)[match[rows]].astype(np.float64)
+    norms = np.linalg.norm(x[0], axis=1) * np.linalg.norm(x[1], axis=1)
+    np.testing.assert_allclose((x[0] * x[1]).sum(axis=1) / norms, best[rows], rtol=0, atol=1e-7)
+    assert duplicate.sum() >= len(emb) - len(found["dedup"].at(eps))  # within clusters some are missed
+    assert dedup.attributes["pairs"] <= len(emb) * (len(emb) - 1) // 2

@@ -49,6 +49,10 @@ def test_no_two_tasks_of_a_stage_share_a_key(client, emb, tmp_path, tasks):
     stages = [
         *(dc.semantic_dedup(emb, flat, eps=0.01, rule=rule) for rule in ("earlier", "greedy", "connected")),
         dc.semantic_dedup(emb, flat, eps=0.01, keep=np.arange(4500.0)),
+        *(
+            dc.semantic_dedup(emb, flat, eps=0.01, rule=rule, scope="global")
+            for rule in ("earlier", "greedy", "connected")
+        ),
         dc.density_prune(flat, keep_fraction=0.5),
         dc.prototype_prune(tree, keep_fraction=0.5, class_balance=0.5),
         dc.random_prune(emb, target_size=100, within=np.arange(4500) % 2 == 0),

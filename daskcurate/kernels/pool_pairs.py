@@ -1,0 +1,357 @@
+"""Similar pairs of rows of a whole pool, by a bound that says which clusters a row need not be compared with.
+
+For unit rows x of cluster a and y of cluster b, let s(x, c) = x.c - |c|^2 / 2. Then
+
+    [s(x, a) - s(x, b)] + [s(y, b) - s(y, a)] = (x - y).(a - b) <= |x - y| |a - b|,
+
+whatever the labels and the centroids are. Rows more similar than 1 - eps are closer than
+delta = sqrt(2 eps), so one of the two brackets is at most |a - b| delta / 2: comparing each row x also with
+the clusters b for which s(x, a) - s(x, b) <= |a - b| delta / 2 finds every pair. Divided by |a - b| the bracket
+is the signed distance of x to the plane that bisects a and b; undivided, it is safe for equal centroids, which
+are always compared. Every float32 quantity gets a margin for its rounding.
+
+What is reported is computed in float64 from the rows as given and rounded to float32, each pair by the same
+sum: no result depends, in any bit, on how the rows were cut into blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from daskcurate.arrays import Array, namespace_of, to_host
+from daskcurate.kernels.lloyd import unit_rows
+from daskcurate.kernels.similarity import TILE
+
+TILE_PAIRS = 1 << 20
+"""Scores held at once: 4 MiB of float32."""
+_TILE_ROWS = 8192  # rows gathered at once, where a cluster has few columns
+_ASK_ROWS = 2048  # rows scored against centroids at once
+_MASK_BYTES = 1 << 24  # held at once of which rows ask for which clusters
+_FEW = 64  # a sketched tile is finished pair by pair if fewer than one in this many pairs pass
+_TRIAL = 4 << 20  # sketched pairs before sketches that do not help are given up
+_SKETCH_MARGIN = 2e-5  # rounding of sketches, beyond that of the rows
+
+
+@dataclass(frozen=True)
+class PoolBlock:
+    """Rows of a pool, made ready for comparing: sorted by cluster, then by their place in the order."""
+
+    raw: Array
+    """(m, d) as stored."""
+    unit: Array
+    """(m, d) float32, unit length."""
+    norm: Array
+    """(m,) float64."""
+    labels: np.ndarray
+    """(m,) cluster of each row, ascending."""
+    ranks: np.ndarray
+    """(m,) int64: place of each row in the order of the whole pool."""
+    numbers: np.ndarray
+    """(m,) int64: row numbers in the pool."""
+    sketch: Array | None = None
+    """(m, r + 1) float32: coordinates in an orthonormal basis of r vectors, and the length of the rest."""
+
+    @classmethod
+    def of(
+        cls,
+        raw: Array,
+        norm: Array,
+        labels: np.ndarray,
+        ranks: np.ndarray,
+        numbers: np.ndarray,
+        basis: Array | None = None,
+    ) -> PoolBlock:
+        """Return the block of rows with the given lengths (:func:`row_norms`), sketched in ``basis`` (d, r)."""
+        xp = namespace_of(raw)
+        unit = raw.astype(np.float32)  # a copy
+        with np.errstate(over="ignore"):
+            unit *= (1.0 / norm).astype(np.float32)[:, None]
+        odd = xp.flatnonzero((norm < 1e-30) | (norm > 1e30))  # whose inverse float32 cannot hold
+        unit[odd] = raw[odd].astype(np.float64) / norm[odd, None]
+        sketch = None
+        if basis is not None:
+            sketch = xp.empty((len(unit), basis.shape[1] + 1), np.float32)
+            xp.matmul(unit, basis, out=sketch[:, :-1])
+            inside = xp.einsum("ij,ij->i", sketch[:, :-1], sketch[:, :-1])
+            sketch[:, -1] = xp.sqrt(xp.maximum(1 - inside, 0) + np.float32(4e-6))
+        return cls(raw, unit, norm, labels, ranks, numbers, sketch)
+
+    def take(self, mask: np.ndarray) -> PoolBlock:
+        """Return the rows where ``mask`` holds."""
+        if mask.all():
+            return self
+        at = np.flatnonzero(mask)
+        on = namespace_of(self.raw).asarray(at)
+        host = (self.labels[at], self.ranks[at], self.numbers[at])
+        sketch = None if self.sketch is None else self.sketch[on]
+        return PoolBlock(self.raw[on], self.unit[on], self.norm[on], *host, sketch)
+
+    def __len__(self) -> int:
+        return len(self.ranks)
+
+    @property
+    def margin(self) -> float:
+        """More than a float32 product of unit rows and the exact similarity can differ by."""
+        return 2.0**-23 * (self.raw.shape[1] + 8)
+
+
+def row_norms(raw: Array) -> Array:
+    """Return the length of each row, (m,) float64, a few rows at a time."""
+    xp = namespace_of(raw)
+    norm = xp.empty(len(raw), np.float64)
+    for lo in range(0, len(raw), TILE):
+        rows = raw[lo : lo + TILE].astype(np.float64)
+        norm[lo : lo + TILE] = xp.sqrt(xp.einsum("ij,ij->i", rows, rows))
+    return norm
+
+
+def sketch_basis(rows: Array) -> Array | None:
+    """Return an orthonormal basis (d, d // 4 - 1) for sketches: the main directions of a sample of rows.
+
+    With x = x1 + x2, x1 in the span of the basis, x.y <= x1.y1 + |x2| |y2|: the product of sketches is never
+    below the similarity, and close to it where the basis holds most of the rows. None for narrow rows.
+    """
+    xp = namespace_of(rows)
+    width = rows.shape[1] // 4 - 1
+    if width < 15:
+        return None
+    unit = unit_rows(rows).astype(np.float64)
+    return xp.ascontiguousarray(xp.linalg.eigh(unit.T @ unit)[1][:, -width:].astype(np.float32))
+
+
+def threshold(eps: float) -> np.float32:
+    """Return the similarity that a pair must exceed, strictly."""
+    return np.float32(1 - eps)
+
+
+class _Clusters(NamedTuple):
+    """The clusters that a block has rows of."""
+
+    labels: np.ndarray
+    starts: np.ndarray
+    """(c + 1,) first row of each, and the number of rows."""
+    centroids: Array
+    """(c, d) float32."""
+    half_squares: Array
+    """(c,) float64: |centroid|^2 / 2."""
+    own: Array
+    """(m,) float32: s(x, own centroid) of each row."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Which clusters the rows of each cluster must be compared with."""
+
+    centroids: Array
+    """(k, d) float32, of length 1 at most. Any will do; the nearer to the rows, the fewer pairs."""
+    half: float
+    """Half of the largest distance between two rows of a pair."""
+
+    @classmethod
+    def of(cls, centroids: Array, eps: float) -> Bound:
+        """Return the bound for pairs above 1 - eps; centroids longer than the (unit) rows are scaled to length 1."""
+        xp = namespace_of(centroids)
+        if len(centroids) and float(xp.abs(row_norms(centroids)).max()) > 1 + 1e-6:
+            centroids = unit_rows(centroids)
+        gap = max(0.0, 2 * (1 - float(threshold(eps))))
+        return cls(centroids.astype(np.float32, copy=False), (np.sqrt(gap) + 1e-6) / 2)
+
+    def clusters(self, x: PoolBlock) -> _Clusters:
+        """Return what the bound needs to know of a block."""
+        xp = namespace_of(x.unit)
+        change = x.labels[1:] != x.labels[:-1]
+        starts = np.flatnonzero(np.r_[True, change, True]) if len(x) else np.zeros(1, np.int64)
+        labels = x.labels[starts[:-1]]
+        centroids = self.centroids[xp.asarray(labels)]
+        wide = centroids.astype(np.float64)
+        half_squares = (wide * wide).sum(axis=1) / 2
+        own = xp.empty(len(x), np.float32)
+        for i, (lo, hi) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+            own[lo:hi] = x.unit[lo:hi] @ centroids[i] - np.float32(half_squares[i])
+        return _Clusters(labels, starts, centroids, half_squares, own)
+
+    def asking(
+        self, x: PoolBlock, of_x: _Clusters, of_y: _Clusters, *, own: bool
+    ) -> Iterator[tuple[int, int, Array]]:
+        """Yield for each cluster of y its first and last row, and the rows of x to compare with it.
+
+        Without ``own``, rows of x that are of that same cluster are left out.
+        """
+        xp = namespace_of(x.unit)
+        if not len(x) or not len(of_y.labels):
+            return
+        group = max(1, _MASK_BYTES // len(x))
+        place = {int(label): i for i, label in enumerate(of_x.labels)}
+        for first in range(0, len(of_y.labels), group):
+            last = min(first + group, len(of_y.labels))
+            near = self._near(x, of_x, of_y, first, last)
+            for b in range(first, last):
+                row = near[b - first]
+                mine = place.get(int(of_y.labels[b]))
+                if mine is not None and not own:
+                    row[of_x.starts[mine] : of_x.starts[mine + 1]] = False
+                rows = xp.flatnonzero(row)
+                if len(rows):
+                    yield int(of_y.starts[b]), int(of_y.starts[b + 1]), rows
+
+    def _near(self, x: PoolBlock, of_x: _Clusters, of_y: _Clusters, first: int, last: int) -> Array:
+        """Return bool (last - first, m): which rows of x ask for some clusters of y."""
+        xp = namespace_of(x.unit)
+        centroids = of_y.centroids[first:last]
+        products = of_x.centroids.astype(np.float64) @ centroids.astype(np.float64).T
+        squares = of_x.half_squares[:, None] + of_y.half_squares[first:last] - products
+        reach = self.half * (xp.sqrt(2 * xp.maximum(squares, 0)) + 1e-6) + 3 * x.margin
+        reach = (reach - of_y.half_squares[first:last]).astype(np.float32)
+        cluster = np.repeat(np.arange(len(of_x.labels)), np.diff(of_x.starts))
+        near = xp.empty((last - first, len(x)), bool)
+        for lo in range(0, len(x), _ASK_ROWS):
+            hi = min(lo + _ASK_ROWS, len(x))
+            scores = x.unit[lo:hi] @ centroids.T
+            one, after = int(cluster[lo]), int(cluster[hi - 1]) + 1
+            if 32 * (after - one) > hi - lo:  # small clusters: reach row by row
+                scores += reach[xp.asarray(cluster[lo:hi])]
+            else:
+                for i in range(one, after):
+                    scores[max(of_x.starts[i] - lo, 0) : of_x.starts[i + 1] - lo] += reach[i]
+            near[:, lo:hi] = (scores >= of_x.own[lo:hi, None]).T
+        return near
+
+    def pairs_of_sample(self, x: PoolBlock, sizes: np.ndarray) -> float:
+        """Return how many rows a row of a sample is compared with on average, each pair counted once.
+
+        ``sizes`` (k,) are the rows of each cluster in the whole pool.
+        """
+        every = np.flatnonzero(sizes)
+        centroids = self.centroids[every].astype(np.float32)
+        wide = centroids.astype(np.float64)
+        of_y = _Clusters(
+            every,
+            np.arange(len(every) + 1),
+            centroids,
+            (wide * wide).sum(axis=1) / 2,
+            np.empty(0, np.float32),
+        )
+        of_x = self.clusters(x)
+        found = float(((sizes[x.labels] - 1) / 2).sum())
+        for b, _, rows in self.asking(x, of_x, of_y, own=False):
+            found += float(sizes[every[b]]) * len(rows)
+        return found / len(x)
+
+
+Take = Callable[[PoolBlock, np.ndarray, PoolBlock, np.ndarray, np.ndarray], None]
+"""What is done with candidates: (block, rows, other block, its rows, float32 scores)."""
+
+
+def compare(p: PoolBlock, q: PoolBlock, bound: Bound | None, eps: float, take: Take) -> int:
+    """Hand all pairs of rows that may be above 1 - eps to ``take``; return how many pairs were compared.
+
+    Parameters
+    ----------
+    p, q
+        Two blocks, or one and the same.
+    bound
+        None compares all pairs.
+    take
+        Gets candidates: all pairs above the threshold and some that are below it by at most the margin; a
+        pair may come twice.
+    """
+    if threshold(eps) >= 1 or not len(p) or not len(q):
+        return 0
+    cut = threshold(eps) - np.float32(p.margin)
+    product = _Product(cut, take)
+    if bound is None:
+        if p is q:
+            return product.triangle(p, 0, len(p))
+        return product(p, None, q, 0, len(q))
+    of_p, of_q = bound.clusters(p), None if p is q else bound.clusters(q)
+    pairs = 0
+    if of_q is None:
+        for lo, hi in zip(of_p.starts[:-1], of_p.starts[1:], strict=True):
+            pairs += product.triangle(p, int(lo), int(hi))
+        for lo, hi, rows in bound.asking(p, of_p, of_p, own=False):
+            pairs += product(p, rows, p, lo, hi)
+        return pairs
+    for lo, hi, rows in bound.asking(p, of_p, of_q, own=True):
+        pairs += product(p, rows, q, lo, hi)
+    for lo, hi, rows in bound.asking(q, of_q, of_p, own=False):  # a cluster in both is compared by now
+        pairs += product(q, rows, p, lo, hi)
+    return pairs
+
+
+class _Product:
+    """Float32 products of rows and columns, tile by tile, all in the one buffer.
+
+    With sketches, their product comes first, which is no less than the similarity and takes a quarter of the
+    work. The few pairs that pass are looked at one by one; where they are not few, the rows themselves are
+    multiplied, and the sketches given up if that goes on.
+    """
+
+    def __init__(self, cut: np.float32, take: Take):
+        self.cut, self.take = cut, take
+        self._sketched = self._repeated = 0
+        self._scores: Any = None
+        self._above: Any = None
+
+    def __call__(self, x: PoolBlock, rows: Array | None, y: PoolBlock, first: int, last: int) -> int:
+        """Compare ``rows`` of x (None: all) with rows first to last of y."""
+        m = len(x) if rows is None else len(rows)
+        width = min(last - first, TILE)
+        height = min(_TILE_ROWS, TILE_PAIRS // width)
+        for at in range(0, m, height):
+            chosen = slice(at, min(at + height, m)) if rows is None else rows[at : at + height]
+            for lo in range(first, last, width):
+                i, j, scores = self._candidates(x, chosen, y, slice(lo, min(lo + width, last)))
+                if len(i):
+                    i = i + at if rows is None else to_host(chosen)[i]
+                    self.take(x, i, y, j + lo, scores)
+        return m * (last - first)
+
+    def triangle(self, x: PoolBlock, first: int, last: int) -> int:
+        """Compare rows first to last of x with each other."""
+        for lo in range(first, last, TILE):
+            for at in range(lo, last, TILE):
+                rows, columns = slice(at, min(at + TILE, last)), slice(lo, min(lo + TILE, last))
+                i, j, scores = self._candidates(x, rows, x, columns)
+                once = i + at > j + lo
+                if once.any():
+                    self.take(x, i[once] + at, x, j[once] + lo, scores[once])
+        return (last - first) * (last - first - 1) // 2
+
+    def _candidates(
+        self, x: PoolBlock, rows: Any, y: PoolBlock, columns: slice
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return rows and columns of the tile that may be above the threshold, and their scores."""
+        xp = namespace_of(x.unit)
+        if x.sketch is not None and y.sketch is not None and 2 * self._repeated <= self._sketched + _TRIAL:
+            i, j, _ = self._hits(x.sketch[rows], y.sketch[columns], self.cut - np.float32(_SKETCH_MARGIN))
+            size = self._last_size
+            self._sketched += size
+            if not len(i):
+                return i, j, np.empty(0, np.float32)
+            if _FEW * len(i) <= size:
+                near, far = xp.asarray(i), xp.asarray(j)
+                near = near + rows.start if isinstance(rows, slice) else rows[near]
+                scores = np.empty(len(i), np.float32)
+                for at in range(0, len(i), 4 * TILE):
+                    a, b = x.unit[near[at : at + 4 * TILE]], y.unit[columns][far[at : at + 4 * TILE]]
+                    scores[at : at + 4 * TILE] = to_host(xp.einsum("ij,ij->i", a, b))
+                above = scores > self.cut
+                return i[above], j[above], scores[above]
+            self._repeated += size
+        return self._hits(x.unit[rows], y.unit[columns], self.cut)
+
+    def _hits(self, a: Array, b: Array, cut: np.float32) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        xp = namespace_of(a)
+        if self._scores is None:
+            self._scores, self._above = xp.empty(TILE_PAIRS, np.float32), xp.empty(TILE_PAIRS, bool)
+        n = self._last_size = len(a) * len(b)
+        scores, above = self._scores[:n], self._above[:n]
+        xp.matmul(a, b.T, out=scores.reshape(len(a), len(b)))
+        hits = xp.flatnonzero(xp.greater(scores, cut, out=above))
+        found = to_host(hits)
+        i, j = np.divmod(found, len(b)) if len(found) else (found, found)
+        return i, j, to_host(scores[hits])
