@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from daskcurate.arrays import Array, namespace_of, to_host
-from daskcurate.kernels.lloyd import unit_rows
+from daskcurate.kernels.assign import unit_rows
 from daskcurate.kernels.similarity import TILE
 
 TILE_PAIRS = 1 << 20
