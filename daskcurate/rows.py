@@ -158,14 +158,19 @@ def open_blocks(run: Any, source: RowSource, metric: str, key: str) -> RowBlocks
         )
     # a block is of more than half a chunk on average where nothing is masked; empty ones cost a task each
     kept = [(r, n) for r, n in zip(ranges, counts, strict=True) if n]
-    lazy = [run.task(load_block, source, *r, metric, name="load-rows", key=f"{key}-{r[0]}") for r, _ in kept]
+    keeps = fits_workers(run, sum(n for _, n in kept) * source.dim * 4)
+    lazy = [
+        run.task_on(i, load_block, source, *r, metric, name="load-rows", key=f"{key}-{r[0]}")
+        if keeps
+        else run.task(load_block, source, *r, metric, name="load-rows", key=f"{key}-{r[0]}")
+        for i, (r, _) in enumerate(kept)
+    ]
     return keep_if_small(run, RowBlocks(lazy, [n for _, n in kept], source.dim, run.scratch(key)))
 
 
 def keep_if_small(run: Any, blocks: RowBlocks) -> RowBlocks:
     """Return the blocks, held on the workers where half of their memory is enough for all."""
-    limit = run.limits.total_memory
-    if limit is not None and blocks.nbytes > limit // 2:
+    if not fits_workers(run, blocks.nbytes):
         return blocks
     return RowBlocks(run.persist(blocks.blocks, "read rows"), blocks.counts, blocks.dim, blocks.name)
 
@@ -184,6 +189,12 @@ def drawn_rows(run: Any, blocks: RowBlocks, count: int, seed: int, key: str) -> 
 
 def _taken(block: Block, positions: np.ndarray) -> Block:
     return Block(block.numbers[positions], block.rows[positions])
+
+
+def fits_workers(run: Any, nbytes: int) -> bool:
+    """Return whether half of the workers' memory holds ``nbytes``."""
+    limit = run.limits.total_memory
+    return limit is None or nbytes <= limit // 2
 
 
 def add(parts: Sequence[np.ndarray]) -> np.ndarray:

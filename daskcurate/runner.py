@@ -100,6 +100,7 @@ class StageRun:
         self.warnings: list[str] = list(store.attributes(stage.name).get("warnings") or ())
         self.tasks = 0
         self.limits = cluster_limits(client)
+        self._threads = worker_threads(client)
 
     def task(self, function: Callable[..., Any], *args: Any, name: str, key: Any = 0) -> Delayed:
         """Return a lazy task called ``name`` in the dashboard; ``key`` tells it from its siblings."""
@@ -113,6 +114,18 @@ class StageRun:
         futures = self.client.compute(list(tasks), retries=RETRIES)
         with self._watched(futures, step):
             return self.client.gather(futures)
+
+    def task_on(
+        self, place: int, function: Callable[..., Any], *args: Any, name: str, key: Any = 0
+    ) -> Delayed:
+        """Return a task as :meth:`task` does, for the worker thread that is number ``place`` in turn.
+
+        Results that later tasks follow are so shared out evenly; another worker takes over where that one is
+        lost.
+        """
+        chosen = self._threads[place % len(self._threads)]
+        with dask.annotate(workers=[chosen], allow_other_workers=True):
+            return self.task(function, *args, name=name, key=key)
 
     def persist(self, tasks: Sequence[Delayed], step: str = "") -> list[Delayed]:
         """Run tasks, leave their results on the workers, and return handles to them."""
@@ -209,6 +222,16 @@ class LooseTasks:
 def _write_counts(url: str, start: int, counts: np.ndarray) -> int:
     write_block(url, start, counts)
     return int(counts.sum(dtype=np.int64))
+
+
+def worker_threads(client: Client) -> list[str]:
+    """Return the workers' addresses, one a thread, in turns."""
+    counts = {
+        address: int(worker["nthreads"])
+        for address, worker in client.scheduler_info(n_workers=-1)["workers"].items()
+    }
+    most = max(counts.values(), default=0)
+    return [address for turn in range(most) for address in sorted(counts) if counts[address] > turn]
 
 
 def cluster_limits(client: Client) -> Limits:

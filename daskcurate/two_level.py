@@ -1,9 +1,9 @@
 """Seeds in two levels, for many clusters: coarse clusters first, then seeds within each.
 
 Greedy k-means++ costs k n d log k operations, ten passes' worth over the rows that it reads. Here sqrt(k)
-coarse clusters draw seeds by greedy k-means++ from their own rows, more than they need; those that lower
-the sum of squared distances most are kept, k in all, and moved by a few Lloyd updates. That is sqrt(k)
-times less work, and in parallel.
+coarse clusters share the seeds out by their sums of squared distances, and each has its share drawn by
+greedy k-means++ from its own rows and moved by a few Lloyd updates. That is sqrt(k) times less work, and
+in parallel.
 """
 
 import math
@@ -14,13 +14,14 @@ import pandas as pd
 
 from daskcurate.config import KMeansConfig
 from daskcurate.kernels import lloyd, seeding
+from daskcurate.kernels.allocation import bounded_allocation
 from daskcurate.kernels.assign import nearest, own_distances
 from daskcurate.kernels.draws import derive_seed
 from daskcurate.regroup import from_cells, regroup, to_cells
 from daskcurate.rows import Block, RowBlocks, add, drawn_rows, tree
 from daskcurate.store import read_block, write_scratch
 
-SEED_ROWS = 32
+SEED_ROWS = 48
 """Rows of the sample for each seed."""
 COARSE_ROWS = 64
 """Rows of the sample for each coarse cluster."""
@@ -28,8 +29,6 @@ UPDATES = 6
 """Lloyd updates within each coarse cluster."""
 STEP = 1.7
 """How far these updates go: 1 is to the mean; further converges in fewer passes."""
-MORE = 2
-"""Seeds drawn within a coarse cluster, times its share of the spread: then those that gain most are kept."""
 PARTITIONS = 16
 """Tasks that share the coarse clusters among them, at most."""
 
@@ -70,8 +69,9 @@ def seed_two_level(run: Any, blocks: RowBlocks, k: int, config: KMeansConfig, se
         for i, (b, found) in enumerate(zip(sample, labels, strict=True))
     ]
     found = run.gather([tree(run, _add_coarse, parts, name="seed-spread-add", key=name)], "seed")[0]
-    most = np.minimum(found.sizes, np.ceil(MORE * k * _shares(found)).astype(np.int64) + 1)
-    work = found.sizes * np.maximum(most, 1)
+    spread = found.spread if found.spread.sum() > 0 else found.sizes.astype(np.float64)
+    shares = bounded_allocation(spread / spread.sum(), k, found.sizes, np.minimum(found.sizes, 1))
+    work = found.sizes * np.maximum(shares, 1)
     partition = np.minimum(np.cumsum(work) * PARTITIONS // max(1, int(work.sum())), PARTITIONS - 1)
     partition = np.unique(partition, return_inverse=True)[1]
     n_partitions = int(partition[-1]) + 1
@@ -80,52 +80,21 @@ def seed_two_level(run: Any, blocks: RowBlocks, k: int, config: KMeansConfig, se
         for i, (b, item) in enumerate(zip(sample, labels, strict=True))
     ]
     grouped = regroup(run, frames, _ROWS, n_partitions, count * (4 * blocks.dim + 20), f"{name}-seed")
-    drawn = run.persist(
-        [
-            run.task(_draw, frame, most, blocks.dim, seed, name="seed-within", key=f"{name}-{i}")
-            for i, frame in enumerate(grouped)
-        ],
-        "seed",
-    )
-    left = run.gather(
-        [run.task(_left, item, name="seed-left", key=f"{name}-{i}") for i, item in enumerate(drawn)]
-    )
-    shares = share_out({group: curve for part in left for group, curve in part.items()}, k, h)
     lazy = [
-        run.task(_settle, item, shares, blocks.dim, config.metric, name="seed-settle", key=f"{name}-{i}")
-        for i, item in enumerate(drawn)
+        run.task(
+            _seed_partition,
+            frame,
+            shares,
+            blocks.dim,
+            config.metric,
+            seed,
+            name="seed-within",
+            key=f"{name}-{i}",
+        )
+        for i, frame in enumerate(grouped)
     ]
     run.gather([run.task(_write, lazy, run.scratch(name), name="seed-write", key=name)], "seed")
     return name
-
-
-def _shares(found: Coarse) -> np.ndarray:
-    """Return each coarse cluster's share of the spread, (h,); of the rows where there is no spread."""
-    spread = found.spread if found.spread.sum() > 0 else found.sizes.astype(np.float64)
-    return spread / spread.sum()
-
-
-def share_out(left: dict[int, np.ndarray], k: int, h: int) -> np.ndarray:
-    """Return how many seeds each coarse cluster keeps, (h,) int64, k in all.
-
-    Parameters
-    ----------
-    left
-        For each coarse cluster with rows, the sums of squared distances that its first, second, ... seed
-        leaves. Every one keeps its first; the others go to where a seed lowers the sum most.
-    """
-    shares = np.zeros(h, dtype=np.int64)
-    groups, gains = [np.empty(0, np.int64)], [np.empty(0)]
-    for group in sorted(left):
-        shares[group] = 1
-        gain = np.minimum.accumulate(
-            np.maximum(-np.diff(left[group]), 0)
-        )  # in their order: no later one first
-        groups.append(np.full(len(gain), group))
-        gains.append(gain)
-    order = np.argsort(-np.concatenate(gains), kind="stable")[: k - int(shares.sum())]
-    np.add.at(shares, np.concatenate(groups)[order], 1)
-    return shares
 
 
 def _coarse(blocks: list[Block], h: int, metric: str, seed: int, url: str) -> None:
@@ -155,39 +124,18 @@ def _frame(block: Block, labels: np.ndarray, partition: np.ndarray) -> pd.DataFr
     )
 
 
-class Drawn(NamedTuple):
-    """Seeds drawn within one coarse cluster."""
-
-    group: int
-    rows: np.ndarray
-    seeds: np.ndarray
-    left: np.ndarray
-
-
-def _draw(frame: pd.DataFrame, most: np.ndarray, dim: int, seed: int) -> list[Drawn]:
-    """Draw up to ``most`` seeds within each coarse cluster of a partition."""
+def _seed_partition(frame: pd.DataFrame, shares: np.ndarray, dim: int, metric: str, seed: int) -> np.ndarray:
+    """Return the seeds of a partition's coarse clusters, (sum of their shares, d), in their order."""
     rows, numbers = from_cells(frame["cells"], dim, np.float32), frame["row"].to_numpy()
     groups = frame["group"].to_numpy()
     order = np.lexsort((numbers, groups))
-    found = []
+    found = [np.empty((0, dim), dtype=np.float32)]
     for group in np.unique(groups):
         start, stop = np.searchsorted(groups[order], [group, group + 1])
         members = rows[order[start:stop]]
         rng = np.random.default_rng(derive_seed(seed, "within", int(group)))
-        found.append(Drawn(int(group), members, *seeding.seed_sequence(members, int(most[group]), rng)))
-    return found
-
-
-def _left(drawn: list[Drawn]) -> dict[int, np.ndarray]:
-    return {item.group: item.left for item in drawn}
-
-
-def _settle(drawn: list[Drawn], shares: np.ndarray, dim: int, metric: str) -> np.ndarray:
-    """Return the centroids that a few updates make of each coarse cluster's first seeds, in their order."""
-    found = [np.empty((0, dim), dtype=np.float32)]
-    for item in drawn:
-        seeds = item.rows[item.seeds[: shares[item.group]]]
-        found.append(lloyd.lloyd([item.rows], seeds, metric, UPDATES, step=STEP).centroids)
+        seeds = members[seeding.kmeans_plusplus(members, int(shares[group]), rng)]
+        found.append(lloyd.lloyd([members], seeds, metric, UPDATES, step=STEP).centroids)
     return np.concatenate(found)
 
 

@@ -6,7 +6,7 @@ accumulated in float64 whatever the dtype of the rows.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,7 +34,11 @@ class Last(NamedTuple):
 
 
 def segment_sums(
-    x: Array, labels: Array, n_clusters: int, before: tuple[Array, Partial] | None = None
+    x: Array,
+    labels: Array,
+    n_clusters: int,
+    before: tuple[Array, Partial] | None = None,
+    dtype: Any = np.float64,
 ) -> tuple[Array, Array]:
     """Return (sums (k, d) float64, counts (k,) int64) of the rows of each cluster; label -1 is left out.
 
@@ -46,6 +50,9 @@ def segment_sums(
     before
         Other labels of the same rows with their sums: only clusters whose members changed are added up
         again, to the same bits.
+    dtype
+        What the rows of a cluster are added up in; float32 is enough for a pass that is not exact anyhow,
+        where a block has some tens of rows a cluster.
     """
     xp, sparse = namespace_of(x), sparse_of(x)
     order = xp.argsort(labels, kind="stable")
@@ -69,11 +76,12 @@ def segment_sums(
         ends = xp.cumsum(counts[touched])
     starts = xp.concatenate([xp.zeros(1, dtype=np.int64), ends])
     shape = (len(starts) - 1, x.shape[0])
-    members = sparse.csr_matrix((xp.ones(order.shape[0]), order, starts), shape=shape)
+    members = sparse.csr_matrix((xp.ones(order.shape[0], dtype=dtype), order, starts), shape=shape)
     width = max(1, (1 << 22) // max(1, x.shape[0]))  # float64 copies of a few columns at a time
+    width = x.shape[1] if x.dtype == dtype else width
     for start in range(0, x.shape[1], width):
         columns = slice(start, start + width)
-        sums[touched, columns] = members @ x[:, columns].astype(np.float64)
+        sums[touched, columns] = members @ x[:, columns].astype(dtype, copy=False)
     return sums, counts
 
 

@@ -92,12 +92,13 @@ def nearest_listed(x: Array, scorer: Scorer, lists: Lists, before: Array | None 
     bounds = to_host(xp.searchsorted(home[order], xp.arange(n_groups + 1)))
     labels, best = xp.empty(m, dtype=np.int32), xp.empty(m, dtype=np.float32)
     step = 4 * tile_rows(lists.members.shape[1])
+    held = scorer.buffer(step)  # one for all groups: new arrays for each would cost as much as the product
     for group in np.flatnonzero(bounds[1:] > bounds[:-1]):
         members = lists.members[int(group)]
         table = scorer.table[members]
         for start in range(int(bounds[group]), int(bounds[group + 1]), step):
             rows = order[start : min(start + step, int(bounds[group + 1]))]
-            scores = xp.matmul(scorer.tile(x[rows]).rows, table.T)
+            scores = xp.matmul(scorer.gather(x, rows, held), table.T)
             at = scores.argmax(axis=1)
             labels[rows] = members[at]
             best[rows] = scores[xp.arange(len(rows)), at]

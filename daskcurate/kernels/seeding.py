@@ -37,14 +37,7 @@ def centered(x: Array) -> Array:
 
 
 def kmeans_plusplus(x: Array, k: int, rng: np.random.Generator, weights: Array | None = None) -> np.ndarray:
-    """Return the row numbers (k,) of greedy k-means++ seeds; see :func:`seed_sequence`."""
-    return seed_sequence(x, k, rng, weights)[0]
-
-
-def seed_sequence(
-    x: Array, k: int, rng: np.random.Generator, weights: Array | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return greedy k-means++ seeds, and what each leaves.
+    """Return the row numbers (k,) of greedy k-means++ seeds.
 
     Each seed is the best of 2 + int(ln k) candidates, drawn with probability proportional to weight times
     squared distance to the nearest seed so far; best leaves the smallest sum. When no row is left at a
@@ -56,13 +49,6 @@ def seed_sequence(
         (m, d) float32, m >= k.
     weights
         (m,) non-negative, or None for ones.
-
-    Returns
-    -------
-    seeds
-        (k,) int64 row numbers.
-    left
-        (k,) float64: the sum of weights times squared distances to the nearest of the seeds so far.
     """
     xp = namespace_of(x)
     m = x.shape[0]
@@ -71,10 +57,9 @@ def seed_sequence(
     weight = xp.ones(m, dtype=np.float32) if weights is None else xp.asarray(weights, dtype=np.float64)
     trials = 2 + int(math.log(k))
     candidates = _Candidates(x, squares, rng)
-    seeds, left = np.empty(k, dtype=np.int64), np.zeros(k)
+    seeds = np.empty(k, dtype=np.int64)
     seeds[0] = _draw(weight, 1, rng)[0]
     near = squared_distances(x, squares, x[seeds[:1]])[0]
-    left[0] = float(near @ weight)
     for i in range(1, k):
         mass = near if weights is None else weight * near
         drawn = candidates.draw(mass, trials, batch=trials * max(1, i // 4))
@@ -83,10 +68,9 @@ def seed_sequence(
             break
         rows, distances = drawn
         options = xp.minimum(distances, near)
-        sums = options @ weight
-        best = int(sums.argmin())
-        seeds[i], near, left[i] = rows[best], options[best], float(sums[best])
-    return seeds, left
+        best = int((options @ weight).argmin())
+        seeds[i], near = rows[best], options[best]
+    return seeds
 
 
 class _Candidates:
