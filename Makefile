@@ -36,9 +36,14 @@ lint: $(VENV)/.installed-test  ## Check style (ruff) and types (mypy)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed-test  ## Run every benchmark in benchmarks/
-	@set -e; for script in $(wildcard benchmarks/[a-z]*.py); do \
-	    echo "$$script"; $(BIN)/python "$$script" $(ARGS); \
+DATA ?=
+BENCHES := kmeans dedup hierarchy allocation scaling plan_seconds simulations
+
+bench: $(VENV)/.installed-bench  ## Run every benchmark in benchmarks/ (DATA=rows.npy: on your own embeddings)
+	@set -e; for name in $(BENCHES); do \
+	    echo "== $$name"; \
+	    case $$name in kmeans|dedup|scaling|plan_seconds) data='$(if $(DATA),--data "$(DATA)")';; *) data=;; esac; \
+	    eval "$(BIN)/python benchmarks/$$name.py $$data"; \
 	done
 
 clean:  ## Remove .venv, caches and build files; results stay

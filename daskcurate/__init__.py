@@ -15,10 +15,11 @@ from daskcurate.io.inspection import Inspection, inspect_source
 from daskcurate.io.subset import subset
 from daskcurate.kmeans import Clustering, kmeans
 from daskcurate.nodes import NotComputedError
+from daskcurate.planner import plan
 from daskcurate.planning import Plan, PlanError
 from daskcurate.pruning import density_prune, prototype_prune, random_prune
 from daskcurate.report import write_report
-from daskcurate.runner import compute, plan
+from daskcurate.runner import compute
 from daskcurate.sampling import hierarchical_sample
 from daskcurate.selection import Selection
 from daskcurate.store import StoreError

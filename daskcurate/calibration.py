@@ -4,7 +4,6 @@ The kernels themselves are timed, on random rows of the pool's width and with ev
 work at once, so that what threads share (memory, caches, clock rate) is in the figures.
 """
 
-import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,8 +73,3 @@ def machine_of(found: list[dict[str, float]], task: float, round_: float) -> Mac
     """Return the machine from the rates of each thread: their means."""
     means = {name: float(np.mean([item[name] for item in found])) for name in found[0]}
     return Machine(**means, task=task, round=round_)
-
-
-def as_dict(machine: Machine) -> dict[str, float]:
-    """Return the rates as plain numbers."""
-    return dataclasses.asdict(machine)

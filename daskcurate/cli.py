@@ -163,7 +163,7 @@ def _ingest_pool(config: RunConfig) -> Any:
 def plan_table(found: Plan) -> Table:
     """Return a plan as a table."""
     table = Table(title="Plan", title_justify="left")
-    for i, name in enumerate(found.HEADER):
+    for i, name in enumerate(found.header):
         table.add_column(name, justify="right" if i else "left")
     for row in found.as_rows():
         table.add_row(*row)
@@ -172,7 +172,7 @@ def plan_table(found: Plan) -> Table:
 
 def _planned(
     config: RunConfig, scheduler: str | None, scheduler_file: Path | None, n_workers: int | None,
-    memory_limit: str | None,
+    memory_limit: str | None, calibrate: bool = False,
 ) -> Plan:  # fmt: skip
     """Return the plan for the scheduler's workers, or for the local cluster that would be started."""
     import dask
@@ -191,7 +191,10 @@ def _planned(
     store = config.store if RunStore(config.store).exists() else None
     if scheduler or scheduler_file or dask.config.get("scheduler-address", None):
         with a_client(scheduler, scheduler_file, n_workers, memory_limit) as client:
-            return daskcurate.plan(*nodes.values(), client=client, store=store)
+            return daskcurate.plan(*nodes.values(), client=client, store=store, calibrate=calibrate)
+    if calibrate:
+        with a_client(None, None, n_workers, memory_limit, config.cluster) as client:
+            return daskcurate.plan(*nodes.values(), client=client, store=store, calibrate=True)
     settings = dict(config.cluster.as_dict()) if config.cluster is not None else {}
     settings |= {"n_workers": n_workers} if n_workers is not None else {}
     settings |= {"memory_limit": memory_limit} if memory_limit is not None else {}
@@ -209,10 +212,14 @@ def plan(
     scheduler_file: SchedulerFile = None,
     n_workers: Workers = None,
     memory_limit: Memory = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option("--calibrate", help="Measure the workers for some seconds, and say how long it takes."),
+    ] = False,
 ) -> None:
     """Say what a run would take, and run nothing."""
     loaded = load_config(config, overrides or ())
-    show(plan_table(_planned(loaded, scheduler, scheduler_file, n_workers, memory_limit)))
+    show(plan_table(_planned(loaded, scheduler, scheduler_file, n_workers, memory_limit, calibrate)))
 
 
 @app.command()

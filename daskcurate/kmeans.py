@@ -13,9 +13,10 @@ from daskcurate.config import INITS, METRICS, KMeansConfig, check_choice
 from daskcurate.fast_loop import assign_two_level
 from daskcurate.fitting import fit, fits_one_task
 from daskcurate.kernels.draws import derive_seed
+from daskcurate.kmeans_planning import kmeans_plan
 from daskcurate.lloyd_loop import Assigned, assign_blocks
 from daskcurate.nodes import GivenArray, Stage, checked_embeddings
-from daskcurate.planning import Limits, StagePlan, kmeans_plan
+from daskcurate.planning import Limits, StagePlan
 from daskcurate.resampling import resample
 from daskcurate.rows import Block, RowBlocks, RowSource, open_blocks
 from daskcurate.seeds import WHOLE_BYTES

@@ -5,9 +5,8 @@ worker's, with as many tasks at once as it has threads.
 """
 
 import dataclasses
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import dask.utils
@@ -112,6 +111,26 @@ class StagePlan:
     """What to change if the memory is too little."""
     pairs: int | None = None
     """Pairs of rows compared with each other, about or at most; None where the stage compares none."""
+    work: Mapping[str, float] = field(default_factory=dict)
+    """What takes time, by the name of the rate it goes at (see :class:`daskcurate.calibration.Machine`):
+    operations or bytes shared by all threads; with the prefix ``serial-``, done by one thread while the others
+    wait; and ``rounds``, steps that wait for one another."""
+    parts: int = 1
+    """Equal parts that the work comes in; threads without a part wait."""
+
+    def seconds(self, machine: Any, limits: Limits) -> float:
+        """Return how long the stage takes on ``limits.n_threads`` threads of a calibrated machine."""
+        turns = -(-self.parts // limits.n_threads)
+        threads = self.parts / turns
+        total = self.tasks * machine.task
+        for name, amount in self.work.items():
+            if name == "rounds":
+                total += amount * machine.round
+            elif name.startswith("serial-"):
+                total += amount / getattr(machine, name.removeprefix("serial-"))
+            else:
+                total += amount / (getattr(machine, name) * threads)
+        return total
 
 
 @dataclass(frozen=True)
@@ -120,6 +139,15 @@ class Plan:
 
     stages: Sequence[StagePlan]
     limits: Limits
+    machine: Any = None
+    """Rates of the workers (:class:`daskcurate.calibration.Machine`), where they were measured."""
+
+    @property
+    def seconds(self) -> tuple[float, ...] | None:
+        """Seconds that each stage takes, about; None where the workers were not measured."""
+        if self.machine is None:
+            return None
+        return tuple(stage.seconds(self.machine, self.limits) for stage in self.stages)
 
     @property
     def fits(self) -> bool:
@@ -139,8 +167,14 @@ class Plan:
                 f"{stage.advice or 'give the workers more memory or fewer threads each'}"
             )
 
+    @property
+    def header(self) -> tuple[str, ...]:
+        """The columns of :meth:`as_rows`."""
+        return self.HEADER if self.machine is None else (*self.HEADER, "seconds")
+
     def as_rows(self) -> list[tuple[str, ...]]:
         """Return the plan as text, a row a stage."""
+        seconds = self.seconds
         return [
             (
                 stage.stage,
@@ -151,15 +185,16 @@ class Plan:
                 human(stage.peak_memory),
                 human(stage.disk),
                 "" if stage.pairs is None else f"{stage.pairs:.2e}",
+                *(() if seconds is None else (f"{seconds[i]:.3g}",)),
             )
-            for stage in self.stages
+            for i, stage in enumerate(self.stages)
         ]
 
     HEADER = ("stage", "rows", "read", "flops", "tasks", "peak memory", "disk", "pairs")
 
     def __str__(self) -> str:
-        rows = [self.HEADER, *self.as_rows()]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(self.HEADER))]
+        rows = [self.header, *self.as_rows()]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(self.header))]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
@@ -176,18 +211,9 @@ def human(n_bytes: int) -> str:
     return dask.utils.format_bytes(int(n_bytes))
 
 
-def plan_stages(stages: Sequence[Any], limits: Limits) -> Plan:
-    """Return the plan of lazy stages."""
-    return Plan([stage.plan(limits) for stage in stages], limits)
-
-
-def seed_memory(init: str, n: int, d: int, k: int, whole_bytes: int, block: int) -> int:
-    """Return the bytes of the largest seeding task, for k seeds of n rows of width d in blocks of ``block`` items."""
-    if init == "k-means++":
-        return 3 * min(n * d * 4, max(whole_bytes, 4 * k * d * 4))
-    if init == "k-means||":  # five rounds of 2k candidates, made ready (float64) to score a block with
-        return 4 * block + 7 * min(n, 10 * k) * d * 4
-    return k * d * 8  # drawn in parts, then put together
+def plan_stages(stages: Sequence[Any], limits: Limits, machine: Any = None) -> Plan:
+    """Return the plan of lazy stages, with seconds where ``machine`` is given."""
+    return Plan([stage.plan(limits) for stage in stages], limits, machine)
 
 
 def tree_tasks(parts: int) -> int:
@@ -197,62 +223,6 @@ def tree_tasks(parts: int) -> int:
         parts = -(-parts // 8)
         total += parts
     return total
-
-
-def kmeans_plan(
-    title: str,
-    *,
-    n: int,
-    d: int,
-    itemsize: int,
-    chunk_rows: int,
-    config: Any,
-    limits: Limits,
-    whole_bytes: int,
-    split_bytes: int,
-) -> StagePlan:
-    """Return the plan of one k-means level over n rows of width d (``config``: a KMeansConfig)."""
-    k = min(config.n_clusters, n)
-    chunks = -(-n // chunk_rows)
-    trials = 2 + int(math.log(max(k, 1)))
-    seeding_rows = min(n, max(whole_bytes // (4 * d), 4 * k)) if config.init == "k-means++" else 0
-    subset = min(n, config.sample_size * k)
-    fits = config.n_init * (n + config.resamples * subset)
-    flops = 2 * k * d * (fits * config.n_iters + n * (1 + config.resamples))
-    flops += (
-        2 * k * d * trials * config.n_init * (seeding_rows + config.resamples * min(subset, seeding_rows))
-    )
-    passes = config.n_init * config.n_iters * (1 + config.resamples) + 2 + config.resamples
-    per_pass = chunks + tree_tasks(chunks) + 2
-    block = min(n, chunk_rows) * d
-    kept = 0
-    if limits.total_memory is None or n * d * 4 <= limits.total_memory // 2:
-        kept = n * d * 4 // limits.n_workers
-    centroids = k * d * 4
-    tasks_memory = {
-        "step": block * (itemsize + 4) + 2 * centroids + k * d * 8 + (4 << 20),
-        "combine": 9 * k * (d + 1) * 8,
-        "seed": seed_memory(config.init, n, d, k, whole_bytes, block),
-        "split": 5 * min(n * d * 4, split_bytes) + SHUFFLE_BYTES if config.n_splits > 1 else 0,
-    }
-    worst = max(tasks_memory, key=lambda name: tasks_memory[name])
-    advice = {
-        "step": "lower n_clusters, or give the workers more memory or fewer threads each",
-        "combine": "lower n_clusters, or give the workers more memory or fewer threads each",
-        "seed": "use init='random', or give the workers more memory",
-        "split": "give the workers more memory or fewer threads each",
-    }[worst]
-    made = k * config.n_splits
-    return StagePlan(
-        stage=title,
-        rows=n,
-        bytes_read=n * d * itemsize * (1 if kept else passes),
-        flops=flops,
-        tasks=passes * per_pass,
-        peak_memory=PROCESS_BYTES + limits.threads_per_worker * tasks_memory[worst] + kept,
-        disk=n * 8 + made * (d * 4 + 8),
-        advice=advice,
-    )
 
 
 PAIRS_PER_ROW_AND_CLUSTER = 4
@@ -322,7 +292,10 @@ def dedup_plan(
         if across and rule == "connected"
         else "",
         pairs=pairs,
-    )
+        work={"compare": 2.0 * d * pairs, "assign": 2.0 * d * n * k if across else 0.0,
+              "stream": 6.0 * n * d * 4, "serial-stream": 2.0 * n * d * itemsize, "rounds": 10},
+        parts=max(parts, limits.n_threads),
+    )  # fmt: skip
 
 
 def selection_plan(
@@ -339,4 +312,6 @@ def selection_plan(
         tasks=10 * chunks + 8,
         peak_memory=PROCESS_BYTES + limits.threads_per_worker * (rank + min(n, chunk_rows) * 40 + k * 48),
         disk=n * row_bytes + k * 40,
+        work={"rounds": 8},
+        parts=limits.n_threads,
     )

@@ -21,11 +21,10 @@ from dask.callbacks import Callback
 from dask.delayed import Delayed
 from distributed import Client, default_client, wait
 
-from daskcurate.config import check_int
 from daskcurate.embeddings import Embeddings
 from daskcurate.hierarchy import Hierarchy
 from daskcurate.nodes import NotComputedError, Stage
-from daskcurate.planning import Limits, Plan, plan_stages
+from daskcurate.planning import Limits, plan_stages
 from daskcurate.progress import Progress
 from daskcurate.store import RunStore, versions, write_block
 from daskcurate.tasks import task
@@ -381,60 +380,3 @@ def finished(node: Any, store: Any) -> Any:
     if missing:
         raise NotComputedError(f"{run_store.url} lacks the stages {', '.join(missing)}: run them first")
     return compute(node, store=store)
-
-
-def _with_stored_inputs(stage: Stage, store: RunStore) -> Stage:
-    """Return the stage with those inputs bound that the store holds: what they say makes its plan sharper."""
-    inputs = {
-        role: node.bound(store, node.inputs)
-        if isinstance(node, Stage) and not node.is_computed and store.is_complete(node.name)
-        else node
-        for role, node in stage.inputs.items()
-    }
-    return type(stage)(stage.config, inputs)
-
-
-def plan(
-    *nodes: Any,
-    memory_limit: Any = None,
-    n_workers: int | None = None,
-    client: Client | None = None,
-    store: Any = None,
-) -> Plan:
-    """Say what running ``nodes`` would take, without running anything.
-
-    Parameters
-    ----------
-    nodes
-        Lazy stages (computed ones cost nothing).
-    memory_limit
-        Memory of one worker: bytes, or text such as ``"4GiB"``. None: the current client's workers', or
-        what a local cluster would give.
-    n_workers
-        Worker processes of one thread each, in place of the client's.
-    client
-        Dask client whose workers to plan for; None: the current one, if any.
-    store
-        A run store whose finished stages are left out, and inform the plans of those that read them.
-
-    Raises
-    ------
-    PlanError
-        A stage cannot fit; the message names it and the bytes.
-    """
-    if not nodes:
-        raise ValueError("plan() got no stage: give at least one")
-    stages = [stage for stage in flatten(nodes) if not stage.is_computed]
-    if store is not None:
-        kept = RunStore(store)
-        kept.check()
-        stages = [_with_stored_inputs(stage, kept) for stage in stages if not kept.is_complete(stage.name)]
-    found = given_client(client) or current_client()
-    limits = cluster_limits(found) if found is not None else Limits.local()
-    if n_workers is not None:
-        limits = Limits(check_int("n_workers", n_workers, 1), n_workers, limits.worker_memory)
-    if memory_limit is not None:
-        limits = limits.with_memory(memory_limit)
-    planned = plan_stages(stages, limits)
-    planned.check()
-    return planned

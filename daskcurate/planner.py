@@ -1,0 +1,120 @@
+"""Planning a run before it starts, and measuring the workers for it.
+
+Nothing of a run is computed here: what is measured are the kernels' rates on rows made up for it.
+"""
+
+import time
+import uuid
+from typing import Any
+
+from distributed import Client
+
+from daskcurate.calibration import Machine, machine_of, rates
+from daskcurate.config import check_int
+from daskcurate.nodes import Stage
+from daskcurate.planning import Limits, Plan, plan_stages
+from daskcurate.runner import cluster_limits, current_client, flatten, given_client, worker_threads
+from daskcurate.store import RunStore
+from daskcurate.tasks import call, task
+
+
+def _with_stored_inputs(stage: Stage, store: RunStore) -> Stage:
+    """Return the stage with those inputs bound that the store holds: what they say makes its plan sharper."""
+    inputs = {
+        role: node.bound(store, node.inputs)
+        if isinstance(node, Stage) and not node.is_computed and store.is_complete(node.name)
+        else node
+        for role, node in stage.inputs.items()
+    }
+    return type(stage)(stage.config, inputs)
+
+
+def plan(
+    *nodes: Any,
+    memory_limit: Any = None,
+    n_workers: int | None = None,
+    client: Client | None = None,
+    store: Any = None,
+    calibrate: bool = False,
+) -> Plan:
+    """Say what running ``nodes`` would take, without running anything.
+
+    Parameters
+    ----------
+    nodes
+        Lazy stages (computed ones cost nothing).
+    memory_limit
+        Memory of one worker: bytes, or text such as ``"4GiB"``. None: the current client's workers', or
+        what a local cluster would give.
+    n_workers
+        Worker processes of one thread each, in place of the client's.
+    client
+        Dask client whose workers to plan for; None: the current one, if any.
+    store
+        A run store whose finished stages are left out, and inform the plans of those that read them.
+    calibrate
+        Whether to measure the workers first, for some seconds, so that the plan says how long each stage
+        takes: within about a quarter on an idle machine. It needs a client.
+
+    Raises
+    ------
+    PlanError
+        A stage cannot fit; the message names it and the bytes.
+    """
+    if not nodes:
+        raise ValueError("plan() got no stage: give at least one")
+    stages = [stage for stage in flatten(nodes) if not stage.is_computed]
+    if store is not None:
+        kept = RunStore(store)
+        kept.check()
+        stages = [_with_stored_inputs(stage, kept) for stage in stages if not kept.is_complete(stage.name)]
+    found = given_client(client) or current_client()
+    limits = cluster_limits(found) if found is not None else Limits.local()
+    if n_workers is not None:
+        limits = Limits(check_int("n_workers", n_workers, 1), n_workers, limits.worker_memory)
+    if memory_limit is not None:
+        limits = limits.with_memory(memory_limit)
+    machine = None
+    if calibrate:
+        if found is None:
+            raise ValueError(
+                "calibrate=True measures workers, and there is no client: give one, or start a cluster"
+            )
+        pools: list[Any] = [emb for stage in stages if (emb := getattr(stage, "emb", None)) is not None]
+        machine = measure(found, pools[0].dim if pools else 256)
+    planned = plan_stages(stages, limits, machine)
+    planned.check()
+    return planned
+
+
+ROUNDS = 5
+ROUND_TASKS = 16
+
+
+def measure(client: Client, dim: int) -> Machine:
+    """Return the rates of the client's workers for rows of width ``dim``: about 5 seconds on every thread."""
+    threads = worker_threads(client)
+    tasks = [
+        client.submit(call, rates, (None,), dim, key=f"calibrate-{uuid.uuid4().hex}", workers=[address])
+        for address in threads
+    ]
+    found = client.gather(tasks)
+    token = uuid.uuid4().hex
+    times = []
+    for number in range(ROUNDS):
+        started = time.perf_counter()
+        parts = [
+            task(_nothing, name="calibrate-part", key=f"{token}-{number}-{i}") for i in range(ROUND_TASKS)
+        ]
+        client.compute(task(len, parts, name="calibrate-round", key=f"{token}-{number}")).result()
+        times.append(time.perf_counter() - started)
+    many = 20 * ROUND_TASKS
+    started = time.perf_counter()
+    parts = [task(_nothing, name="calibrate-many", key=f"{token}-{i}") for i in range(many)]
+    client.compute(task(len, parts, name="calibrate-all", key=token)).result()
+    each = max(0.0, (time.perf_counter() - started - min(times)) / (many - ROUND_TASKS))
+    return machine_of(found, each, max(0.0, min(times) - ROUND_TASKS * each))
+
+
+def _nothing() -> None:
+    """Do nothing, in a task."""
