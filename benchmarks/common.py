@@ -1,5 +1,6 @@
 """What the benchmarks share: rows, the machine's name and its limits, medians, tables."""
 
+import multiprocessing
 import os
 import platform
 import statistics
@@ -48,8 +49,14 @@ def seconds_of(call: Callable[[], Any]) -> tuple[float, Any]:
 def gemm_rate(m: int, k: int, d: int, threads: int, dtype: str = "float32") -> float | None:
     """Return the operations a second of (m, d) by (d, k) products on ``threads`` threads, one product each.
 
-    None for bfloat16 where torch is not installed.
+    None for bfloat16 where torch is not installed. Measured in a process of its own: torch's number of threads
+    would become that of every other library here.
     """
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_gemm_rate, (m, k, d, threads, dtype))
+
+
+def _gemm_rate(m: int, k: int, d: int, threads: int, dtype: str) -> float | None:
     if dtype == "bfloat16":
         try:
             import torch

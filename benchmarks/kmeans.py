@@ -125,11 +125,13 @@ def measure(
     emb = dc.ingest(rows, f"{folder}/pool-{k}-{len(rows)}.zarr", overwrite=True)
     workers = os.cpu_count() or 1
     with make_local_cluster(n_workers=workers) as cluster, Client(cluster):
-        for algorithm in ("fast", "two-level"):
-            calls[f"daskcurate, {algorithm}"] = lambda a=algorithm: ours(emb, k, folder, algorithm=a)
-        lloyd_settings = {"init": "random", "n_iters": ITERATIONS}
-        calls["daskcurate, lloyd"] = lambda: ours(emb, k, folder, **lloyd_settings)
-        calls["daskcurate's kernels alone, lloyd"] = lambda: kernels_alone(rows, k, ITERATIONS, workers)
+        for algorithm in args.algorithms:
+            plain = {"init": "random", "n_iters": ITERATIONS} if algorithm == "lloyd" else {}
+            calls[f"daskcurate, {algorithm}"] = lambda a=algorithm, p=plain: ours(
+                emb, k, folder, algorithm=a, **p
+            )
+        if "lloyd" in args.algorithms:
+            calls["daskcurate's kernels alone, lloyd"] = lambda: kernels_alone(rows, k, ITERATIONS, workers)
         times: dict[str, list[float]] = {name: [] for name in calls}
         quality: dict[str, float] = {}
         for _ in range(args.repeats):
@@ -156,6 +158,7 @@ def main() -> None:
     cli.add_argument("--clusters", type=int, nargs="+", default=[500])
     cli.add_argument("--repeats", type=int, default=3)
     cli.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
+    cli.add_argument("--algorithms", nargs="*", default=["fast", "two-level", "lloyd"])
     cli.add_argument("--figure", type=Path, help="SVG of seconds against n or k")
     args = cli.parse_args()
     print(machine())

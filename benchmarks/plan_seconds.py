@@ -1,10 +1,11 @@
 """Seconds that a plan foretells beside those that runs take: ``python benchmarks/plan_seconds.py``.
 
 Every stage at several numbers of rows and of clusters, on a local cluster of one worker a core, after the short
-calibration that ``dc.plan(..., calibrate=True)`` makes. The exponents are fitted to the measured seconds.
+calibration that ``dc.plan(..., calibrate=True)`` makes (once here). The exponents are fitted to the measured seconds.
 """
 
 import argparse
+import dataclasses
 import os
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from distributed import Client
 
 import daskcurate as dc
 from daskcurate.local_cluster import make_local_cluster
+from daskcurate.planner import measure
 
 
 def stages(emb: dc.Embeddings, k: int, store: str) -> Iterator[tuple[str, Any]]:
@@ -44,11 +46,13 @@ def main() -> None:
         make_local_cluster(n_workers=os.cpu_count()) as cluster,
         Client(cluster) as client,
     ):
+        rates = measure(client, unit_rows(args.data, 1).shape[1])
+        print(rates)
         for n, k in sizes:
             emb = dc.ingest(unit_rows(args.data, n), f"{folder}/pool-{n}.zarr", overwrite=True)
             store = f"{folder}/run-{n}-{k}.zarr"
             for name, node in stages(emb, k, store):
-                foretold = dc.plan(node, client=client, calibrate=True, store=store)
+                foretold = dataclasses.replace(dc.plan(node, client=client, store=store), machine=rates)
                 fresh = f"{folder}/{name}-{n}-{k}.zarr"
                 seconds, _ = seconds_of(
                     lambda node=node, fresh=fresh: dc.compute(node, store=fresh, progress=False)

@@ -122,8 +122,10 @@ def memory(args: argparse.Namespace, folder: str) -> None:
 def clusters(args: argparse.Namespace, folder: str) -> None:
     n, k, d = args.many_rows, args.many_clusters, 64
     rng = np.random.default_rng(0)
-    centres = rng.standard_normal((k // 3, d)).astype(np.float32)
-    rows = centres[rng.integers(0, len(centres), n)] + 0.7 * rng.standard_normal((n, d), dtype=np.float32)
+    # concepts of concepts, as embeddings have: 300 of them, with 100 each, and rows around those
+    tops = rng.standard_normal((300, d)).astype(np.float32)
+    centres = np.repeat(tops, 100, axis=0) + 0.5 * rng.standard_normal((30_000, d), dtype=np.float32)
+    rows = centres[rng.integers(0, len(centres), n)] + 0.3 * rng.standard_normal((n, d), dtype=np.float32)
     emb = dc.ingest(rows, f"{folder}/many.zarr", normalize=False)
     table = []
     with make_local_cluster(n_workers=os.cpu_count()) as cluster, Client(cluster):

@@ -9,12 +9,15 @@ from typing import Any
 
 from daskcurate.kernels.restricted import list_size
 from daskcurate.planning import PROCESS_BYTES, SHUFFLE_BYTES, Limits, StagePlan, tree_tasks
+from daskcurate.remembering import LIMIT_BYTES, PARTIAL_SHARE
 from daskcurate.rows import chunks_per_block
 
 PASSES = 9
 """Restricted passes that the algorithms besides Lloyd's make, about."""
 EXACT_PASSES = 2.8
 """Passes over all centroids of the algorithm ``fast``, the last assignment with them."""
+ROUNDS = 2.5
+"""Rounds of a trivial step that a pass costs besides its work: centroids and checkpoint are written and read."""
 SEED_ROWS, COARSE_ROWS, SEED_UPDATES = 48, 64, 6
 """Rows for each seed and each coarse cluster, and updates, of seeding in two levels."""
 
@@ -32,7 +35,7 @@ def seed_memory(config: Any, n: int, d: int, k: int, whole_bytes: int, block: in
 
 def lloyd_passes(n_iters: int, rows_per_cluster: float) -> float:
     """Return the work of ``n_iters`` bounded passes, in passes without bounds."""
-    plateau, decay = 1 + 0.04 * rows_per_cluster, 0.5 + 0.12 * rows_per_cluster
+    plateau, decay = 1 + 0.04 * rows_per_cluster, 0.5 + 0.15 * rows_per_cluster
     return sum(min(1.0, math.exp((plateau - t) / decay)) for t in range(n_iters))
 
 
@@ -83,10 +86,12 @@ def kmeans_plan(
     elif not fast:
         work["assign"] += 2 * n * k * d * (1 + config.resamples)
     work["stream"] += 4 * n * d * (3 + config.resamples)
-    kept = 0
+    kept, held = 0, False
     if limits.total_memory is None or n * d * 4 <= limits.total_memory // 2:
-        kept = n * d * 4 // limits.n_workers
+        kept, held = n * d * 4 // limits.n_workers, True
     items, partial = block_rows * d, k * d * 8
+    sums = partial * blocks if partial * PARTIAL_SHARE <= items * 4 else 0
+    kept += min(LIMIT_BYTES, (n * 8 + sums) // limits.n_workers)  # labels, bounds and sums of the last pass
     tasks_memory = {
         "step": items * (itemsize + 4) + 4 * k * d * 4 + partial + (16 << 20),
         "combine": 9 * k * (d + 1) * 8,
@@ -104,13 +109,13 @@ def kmeans_plan(
     return StagePlan(
         stage=title,
         rows=n,
-        bytes_read=int(n * d * itemsize * (1 if kept else passes)),
+        bytes_read=int(n * d * itemsize * (1 if held else passes)),
         flops=int(sum(work[name] for name in ("assign", "listed", "seed", "serial-seed", "serial-assign"))),
         tasks=int(passes * (blocks + tree_tasks(blocks) + 2)),
         peak_memory=PROCESS_BYTES + limits.threads_per_worker * tasks_memory[worst] + kept,
         disk=n * 8 + made * (d * 4 + 8),
         advice=advice,
-        work={**work, "rounds": passes + 6 * len(fits)},
+        work={**work, "rounds": ROUNDS * passes + 6 * len(fits)},
         parts=blocks,
     )
 

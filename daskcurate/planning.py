@@ -293,15 +293,18 @@ def dedup_plan(
         else "",
         pairs=pairs,
         work={"compare": 2.0 * d * pairs, "assign": 2.0 * d * n * k if across else 0.0,
-              "stream": 6.0 * n * d * 4, "serial-stream": 2.0 * n * d * itemsize, "rounds": 10},
+              "stream": 9.0 * n * d * 4, "serial-stream": 2.0 * n * d * itemsize, "rounds": 16},
         parts=max(parts, limits.n_threads),
     )  # fmt: skip
 
 
 def selection_plan(
-    title: str, *, n: int, k: int, row_bytes: int, chunk_rows: int, limits: Limits
+    title: str, *, n: int, k: int, row_bytes: int, chunk_rows: int, limits: Limits, steps: int = 10
 ) -> StagePlan:
-    """Return the plan of a stage that ranks rows within k clusters and keeps the first ones."""
+    """Return the plan of a stage that ranks rows within k clusters and keeps the first ones.
+
+    ``steps`` are the tasks for each chunk.
+    """
     chunks = -(-n // chunk_rows)
     rank = min(n, limits.rank_rows) * RANK_ROW_BYTES
     return StagePlan(
@@ -309,7 +312,7 @@ def selection_plan(
         rows=n,
         bytes_read=0,
         flops=0,
-        tasks=10 * chunks + 8,
+        tasks=steps * chunks + 8,
         peak_memory=PROCESS_BYTES + limits.threads_per_worker * (rank + min(n, chunk_rows) * 40 + k * 48),
         disk=n * row_bytes + k * 40,
         work={"rounds": 8},

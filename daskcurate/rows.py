@@ -67,7 +67,7 @@ class RowSource:
         return [(i, min(i + step, self.n_rows)) for i in range(0, self.n_rows, step)]
 
 
-BLOCKS = 16
+BLOCKS = 8
 """Blocks of a small pool: several for each worker, few enough that tasks cost little."""
 BLOCK_BYTES = 48 << 20
 """Largest block (rows as float32) of several chunks; a block is one chunk at least."""

@@ -31,6 +31,7 @@ class HierarchicalSample(Selection):
 
     kind = "hierarchical_sample"
     reason = "not sampled"
+    plan_steps = 7
 
     @property
     def title(self) -> str:

@@ -46,6 +46,8 @@ class Selection(Stage):
 
     reason: ClassVar[str] = "not selected"
     """Why a row that this stage drops is not in the end result."""
+    plan_steps: ClassVar[int] = 10
+    """Tasks that the stage makes for each chunk, about."""
 
     @staticmethod
     def from_mask(mask: Any, *, emb: Embeddings | None = None) -> Selection:
@@ -99,7 +101,15 @@ class Selection(Stage):
         k = clustering.chain()[0].n_clusters if clustering is not None else 1
         emb = self.emb
         chunk = emb.chunk_rows if emb is not None else 1 << 20
-        return selection_plan(self.title, n=self.n_rows, k=k, row_bytes=4, chunk_rows=chunk, limits=limits)
+        return selection_plan(
+            self.title,
+            n=self.n_rows,
+            k=k,
+            row_bytes=4,
+            chunk_rows=chunk,
+            limits=limits,
+            steps=self.plan_steps,
+        )
 
     @property
     def within(self) -> Selection | None:

@@ -8,6 +8,7 @@ from oracles import blobs
 
 import daskcurate as dc
 from daskcurate import planning
+from daskcurate.kmeans_planning import kmeans_plan
 from daskcurate.planning import Limits, PlanError
 
 
@@ -71,7 +72,7 @@ def test_rows_beyond_memory_are_not_planned_to_be_kept():
         "n": 10**9, "d": 1024, "itemsize": 2, "chunk_rows": 32768, "config": config, "whole_bytes": 128 << 20,
         "split_bytes": 128 << 20,
     }  # fmt: skip
-    found = planning.kmeans_plan("k", limits=Limits(16, 16, 8 << 30), **common)
+    found = kmeans_plan("k", limits=Limits(16, 16, 8 << 30), **common)
     assert found.peak_memory < 8 << 30
     assert found.bytes_read == 10**9 * 1024 * 2 * (50 + 2)
     assert found.disk == 10**9 * 8 + 1000 * (1024 * 4 + 8)

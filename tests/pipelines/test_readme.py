@@ -119,7 +119,7 @@ def test_the_commands_are_there():
         seen.add(words[0])
         context = command.make_context(words[0], words[1:], resilient_parsing=False)
         assert context.params
-    assert seen == {"ingest", "plan", "run", "status", "export", "subset"}
+    assert seen == {"ingest", "plan", "run", "status", "export", "subset", "report", "choose-eps", "choose-k"}
 
 
 def test_the_recipes_and_folders_are_there():

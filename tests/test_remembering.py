@@ -1,0 +1,65 @@
+"""What a worker remembers of a pass changes nothing but the work."""
+
+import numpy as np
+from oracles import blobs
+
+from daskcurate import remembering, tasks
+from daskcurate.kernels.assign import Scorer, assign
+from daskcurate.rows import Block
+
+
+def test_a_remembered_pass_gives_the_same_bits(monkeypatch):
+    monkeypatch.setattr(remembering, "_entries", type(remembering._entries)())
+    x = blobs(0, n=500)
+    block = Block(np.arange(500), x)
+    centroids = x[:20]
+    first = remembering.step_block(block, Scorer(centroids, "l2"), "rows")
+    moved = Scorer(centroids + np.float32(0.01), "l2")
+    again = remembering.step_block(block, moved, "rows")
+    anew = remembering.step_block(block, moved, "other rows")
+    assert first.counts.sum() == 500
+    np.testing.assert_array_equal(again.sums, anew.sums)
+    np.testing.assert_array_equal(
+        remembering.assign_block(block, moved, "rows").labels, assign(x, moved).labels
+    )
+
+
+def test_another_block_or_another_number_of_clusters_is_not_mixed_up(monkeypatch):
+    monkeypatch.setattr(remembering, "_entries", type(remembering._entries)())
+    x = blobs(1, n=400)
+    one, other = Block(np.arange(200), x[:200]), Block(np.arange(200, 400), x[200:])
+    few = Block(np.arange(0, 200, 2), x[0:200:2])  # the same first row, fewer rows
+    for scorer in (Scorer(x[:10], "l2"), Scorer(x[:11], "l2")):
+        for block in (one, other, few):
+            found = remembering.assign_block(block, scorer, "rows").labels
+            np.testing.assert_array_equal(found, assign(block.rows, scorer).labels)
+
+
+def test_what_was_used_longest_ago_is_forgotten(monkeypatch):
+    monkeypatch.setattr(remembering, "_entries", type(remembering._entries)())
+    monkeypatch.setattr(remembering, "_used", 0)
+    monkeypatch.setattr(remembering, "LIMIT_BYTES", 2000)
+    x = blobs(2, n=100)
+    scorer = Scorer(x[:5], "l2")
+    for start in range(5):
+        remembering.assign_block(Block(np.arange(start * 100, start * 100 + 100), x), scorer, "rows")
+    assert [first for _, first in remembering._entries] == [300, 400]
+    assert remembering._used <= 2000
+
+
+def test_no_rows(monkeypatch):
+    block = Block(np.empty(0, np.int64), np.empty((0, 5), np.float32))
+    partial = remembering.step_block(block, Scorer(blobs(3)[:4], "l2"), "rows")
+    assert partial.counts.tolist() == [0, 0, 0, 0]
+    assert partial.squares == 0
+
+
+def test_a_user_s_own_threshold_of_malloc_is_left_alone(monkeypatch):
+    for value in (None, "131072"):
+        tasks.keep_freed_memory.cache_clear()
+        if value is None:
+            monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
+        else:
+            monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", value)
+        assert tasks.keep_freed_memory() is False
+    tasks.keep_freed_memory.cache_clear()
