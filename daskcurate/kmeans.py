@@ -19,7 +19,6 @@ from daskcurate.nodes import GivenArray, Stage, checked_embeddings
 from daskcurate.planning import Limits, StagePlan
 from daskcurate.resampling import resample
 from daskcurate.rows import Block, RowBlocks, RowSource, open_blocks
-from daskcurate.seeds import WHOLE_BYTES
 from daskcurate.selection import Selection, selection_or_none
 from daskcurate.splitting import PART_BYTES, split_clusters
 from daskcurate.store import read_block, write_block
@@ -231,7 +230,6 @@ class Clustering(Stage):
             chunk_rows=self.chunk_rows,
             config=self.config,
             limits=limits,
-            whole_bytes=WHOLE_BYTES,
             split_bytes=PART_BYTES,
         )
 
@@ -356,8 +354,8 @@ def kmeans(
     metric
         ``l2``, or ``cosine`` for spherical k-means (unit rows, centroids re-normalised).
     init
-        ``k-means++`` (greedy; on a uniform sample where the rows exceed 128 MiB), ``k-means||`` (out of
-        core), ``random``, or an array of centroids (n_clusters, d).
+        ``k-means++`` (greedy; on a uniform sample where all rows would take long or exceed 128 MiB),
+        ``k-means||`` (out of core), ``random``, or an array of centroids (n_clusters, d).
     algorithm
         ``lloyd``: each update compares every row with every centroid. ``fast``: seeds in two levels, then
         passes that compare a row with a few hundred near centroids and move these beyond the means

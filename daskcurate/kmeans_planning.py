@@ -11,6 +11,7 @@ from daskcurate.kernels.restricted import list_size
 from daskcurate.planning import PROCESS_BYTES, SHUFFLE_BYTES, Limits, StagePlan, tree_tasks
 from daskcurate.remembering import LIMIT_BYTES, PARTIAL_SHARE
 from daskcurate.rows import chunks_per_block
+from daskcurate.seeds import greedy_rows
 
 PASSES = 9
 """Restricted passes that the algorithms besides Lloyd's make, about."""
@@ -22,12 +23,12 @@ SEED_ROWS, COARSE_ROWS, SEED_UPDATES = 48, 64, 6
 """Rows for each seed and each coarse cluster, and updates, of seeding in two levels."""
 
 
-def seed_memory(config: Any, n: int, d: int, k: int, whole_bytes: int, block: int) -> int:
+def seed_memory(config: Any, n: int, d: int, k: int, block: int) -> int:
     """Return the bytes of the largest seeding task, for k seeds of n rows of width d in blocks of ``block`` items."""
     if config.init == "k-means++":
         if config.algorithm != "lloyd":
             return 3 * min(n, SEED_ROWS * k) * d * 4 // max(1, min(16, math.isqrt(k))) + k * d * 8
-        return 3 * min(n * d * 4, max(whole_bytes, 4 * k * d * 4))
+        return 3 * greedy_rows(n, d, k) * d * 4
     if config.init == "k-means||":  # five rounds of 2k candidates, made ready to score a block with
         return 4 * block + 7 * min(n, 10 * k) * d * 4
     return k * d * 8  # drawn in parts, then put together
@@ -48,7 +49,6 @@ def kmeans_plan(
     chunk_rows: int,
     config: Any,
     limits: Limits,
-    whole_bytes: int,
     split_bytes: int,
 ) -> StagePlan:
     """Return the plan of one k-means level over n rows of width d (``config``: a KMeansConfig)."""
@@ -68,7 +68,7 @@ def kmeans_plan(
     }
     passes = 2.0 + config.resamples
     for rows in fits:
-        _add_seeding(work, config, rows, d, k, whole_bytes)
+        _add_seeding(work, config, rows, d, k)
         if fast:
             listed = PASSES * list_size(k) + 4 * math.sqrt(k)
             work["listed"] += 2 * rows * d * listed
@@ -95,7 +95,7 @@ def kmeans_plan(
     tasks_memory = {
         "step": items * (itemsize + 4) + 4 * k * d * 4 + partial + (16 << 20),
         "combine": 9 * k * (d + 1) * 8,
-        "seed": seed_memory(config, n, d, k, whole_bytes, items),
+        "seed": seed_memory(config, n, d, k, items),
         "split": 5 * min(n * d * 4, split_bytes) + SHUFFLE_BYTES if config.n_splits > 1 else 0,
     }
     worst = max(tasks_memory, key=lambda name: tasks_memory[name])
@@ -120,7 +120,7 @@ def kmeans_plan(
     )
 
 
-def _add_seeding(work: dict[str, float], config: Any, n: int, d: int, k: int, whole_bytes: int) -> None:
+def _add_seeding(work: dict[str, float], config: Any, n: int, d: int, k: int) -> None:
     """Add what seeding k clusters among n rows takes."""
     trials = 2 + int(math.log(max(k, 1)))
     if config.init == "k-means||":
@@ -134,5 +134,5 @@ def _add_seeding(work: dict[str, float], config: Any, n: int, d: int, k: int, wh
         work["assign"] += 2 * rows * d * ((k / h) * SEED_UPDATES + h)
         work["serial-stream"] = work.get("serial-stream", 0.0) + 2 * rows * d * 4
     elif config.init == "k-means++":
-        rows = min(n, max(whole_bytes // (4 * d), 4 * k))
+        rows = greedy_rows(n, d, k)
         work["serial-seed"] += 2 * rows * d * k * trials

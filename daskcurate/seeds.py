@@ -1,5 +1,6 @@
 """Seeding k-means over row blocks: each way ends in a scratch array of k centroids."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,23 @@ from daskcurate.two_level import seed_two_level
 
 WHOLE_BYTES = 128 << 20
 """Rows (float32) that one seeding task takes; greedy k-means++ on more uses a uniform sample of this size."""
+QUICK_OPERATIONS = 200_000_000_000
+"""Distances (operations) of greedy k-means++ that are no reason to look at fewer rows: some seconds."""
+SAMPLE_ROWS = 32
+"""Rows for each seed in a sample that is taken because more would be slow."""
 ROWS_PER_SEED = 4
 """A sample for k-means++ has at least this many rows for each seed."""
+
+
+def greedy_rows(n: int, dim: int, k: int) -> int:
+    """Return how many of n rows of width ``dim`` greedy k-means++ looks at for k seeds.
+
+    All of them where that is little work, else a sample: from 32 rows a seed on, more of them lowered the inertia
+    after ten Lloyd updates by less than 0.05 % (200 000 embeddings of texts, k = 1000).
+    """
+    quick = QUICK_OPERATIONS // (2 * k * dim * (2 + int(math.log(k))))
+    fitting = max(WHOLE_BYTES // (4 * dim), ROWS_PER_SEED * k)
+    return min(n, fitting, max(SAMPLE_ROWS * k, quick))
 
 
 def seed_centroids(
@@ -51,11 +67,11 @@ def seed_centroids(
         seed_two_level(run, blocks, k, config, seed, name)
     else:
         parts = list(blocks.blocks)
-        if blocks.nbytes > WHOLE_BYTES:
-            count = min(len(blocks), max(WHOLE_BYTES // (4 * blocks.dim), ROWS_PER_SEED * k))
+        count = greedy_rows(len(blocks), blocks.dim, k)
+        if count < len(blocks):
             run.warn(
-                f"init='k-means++' runs on a uniform sample of {count} of {len(blocks)} rows: all of them would be "
-                f"{blocks.nbytes} bytes in one task; init='k-means||' reads every row"
+                f"init='k-means++' runs on a uniform sample of {count} of {len(blocks)} rows, in one task; "
+                "init='k-means||' reads every row"
             )
             parts = drawn_rows(run, blocks, count, seed, name)
         run.gather([run.task(_plusplus, parts, k, seed, url, name="seed-kmeans++", key=name)], "seed")

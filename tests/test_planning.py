@@ -69,7 +69,7 @@ def test_compute_refuses_what_cannot_fit_before_anything_is_written(client, pool
 def test_rows_beyond_memory_are_not_planned_to_be_kept():
     config = dc.config.KMeansConfig(n_clusters=1000)
     common = {
-        "n": 10**9, "d": 1024, "itemsize": 2, "chunk_rows": 32768, "config": config, "whole_bytes": 128 << 20,
+        "n": 10**9, "d": 1024, "itemsize": 2, "chunk_rows": 32768, "config": config,
         "split_bytes": 128 << 20,
     }  # fmt: skip
     found = kmeans_plan("k", limits=Limits(16, 16, 8 << 30), **common)
