@@ -42,8 +42,10 @@ BENCHES := kmeans dedup hierarchy allocation scaling plan_seconds simulations
 bench: $(VENV)/.installed-bench  ## Run every benchmark in benchmarks/ (DATA=rows.npy: on your own embeddings)
 	@set -e; for name in $(BENCHES); do \
 	    echo "== $$name"; \
-	    case $$name in kmeans|dedup|scaling|plan_seconds) data='$(if $(DATA),--data "$(DATA)")';; *) data=;; esac; \
-	    eval "$(BIN)/python benchmarks/$$name.py $$data"; \
+	    case $$name in \
+	        allocation|simulations) $(BIN)/python benchmarks/$$name.py $(ARGS);; \
+	        *) $(BIN)/python benchmarks/$$name.py $(if $(DATA),--data "$(DATA)") $(ARGS);; \
+	    esac; \
 	done
 
 clean:  ## Remove .venv, caches and build files; results stay

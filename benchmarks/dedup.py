@@ -7,8 +7,6 @@ all pairs (one cluster, so no bound), bit for bit.
 """
 
 import argparse
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import machine
 from distributed import Client
 from threadpoolctl import threadpool_limits
 
@@ -108,15 +107,6 @@ def semhash_kept(rows: np.ndarray, eps: float) -> np.ndarray | None:
     records = [str(i) for i in range(len(rows))]
     found = SemHash.from_embeddings(rows.astype(np.float32), records, model=None)
     return np.array([int(record) for record in found.self_deduplicate(threshold=1 - eps).selected])
-
-
-def machine() -> str:
-    """Return what the figures were measured on."""
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
-    return f"{os.cpu_count()} cores ({name}), Python {platform.python_version()}, NumPy {np.__version__}"
 
 
 def recall(found: dc.Selection, wanted: dc.Selection) -> float:

@@ -15,12 +15,10 @@ from daskcurate.kernels import lloyd
 from daskcurate.kernels.assign import Scorer, nearest
 from daskcurate.kernels.draws import derive_seed
 from daskcurate.kernels.restricted import Listed, Lists, make_lists, nearest_listed
-from daskcurate.lloyd_loop import Assigned, Update, assigned_rows, count_sizes, scorer_task, update_once
+from daskcurate.lloyd_loop import Assigned, assigned_rows, count_sizes, scorer_task, update_once
 from daskcurate.rows import Block, RowBlocks, drawn_rows, tree
 from daskcurate.store import read_block, write_scratch
 
-STEP = 1.7
-"""How far an update goes: 1 is to the mean; below 2 the objective falls all the same."""
 SETTLED = 0.03
 """Restricted passes end where at most this share of the rows changed cluster."""
 EXACT_UPDATES = 2
@@ -65,13 +63,13 @@ def iterate_fast(
         note(iteration / (config.n_iters + last_exact), f"pass {iteration + 1}")
         key = f"{name}-{iteration}"
         measured = config.tol is not None
-        update, changed = _restricted(
+        objective, changed = _restricted(
             run, blocks, config.metric, current, labels, key, derive_seed(seed, iteration), measured
         )
         used = [current] if labels is None else [current, labels]
         current, labels, iteration = key, f"{key}-labels", iteration + 1
-        done = changed <= SETTLED * len(blocks) or lloyd.fits_tol(previous, update.objective, config.tol)
-        previous = update.objective
+        done = changed <= SETTLED * len(blocks) or lloyd.fits_tol(previous, objective, config.tol)
+        previous = objective
         iteration = config.n_iters if done else iteration
         run.save(**state, iteration=iteration, current=current, labels=labels, previous=previous)
         for scratch in used:
@@ -81,7 +79,7 @@ def iterate_fast(
             (config.n_iters + number) / (config.n_iters + last_exact),
             f"exact update {number + 1}/{last_exact}",
         )
-        step = 1.0 if number == last_exact - 1 else STEP
+        step = 1.0 if number == last_exact - 1 else lloyd.OVER_RELAXATION
         before = current
         current, _ = update_once(run, blocks, config.metric, before, f"{name}-exact-{number}", step)
         run.save(**state, iteration=config.n_iters, current=current, previous=previous, exact=number + 1)
@@ -98,8 +96,11 @@ def _restricted(
     key: str,
     seed: int,
     measured: bool,
-) -> tuple[Update, int]:
-    """Do one restricted pass and update; write the labels; return the update and how many rows changed."""
+) -> tuple[float, int]:
+    """Do one restricted pass and update; write the labels; return the objective and how many rows changed.
+
+    The objective is 0 where it is not to be ``measured``.
+    """
     scorer = scorer_task(run, current, metric)
     lists = run.task(_lists, scorer, seed, 1, name="kmeans-lists", key=key)
     old = None if labels is None else run.scratch(labels)
@@ -120,7 +121,8 @@ def _restricted(
     ]
     total = tree(run, _combine, passed, name="kmeans-combine", key=key)
     return run.gather(
-        [run.task(_finalize, total, scorer, run.scratch(key), name="kmeans-update", key=key)], "pass"
+        [run.task(_finalize, total, scorer, run.scratch(key), measured, name="kmeans-update", key=key)],
+        "pass",
     )[0]
 
 
@@ -144,11 +146,10 @@ def _combine(parts: list[Moved]) -> Moved:
     return Moved(lloyd.combine([part.partial for part in parts]), sum(part.changed for part in parts))
 
 
-def _finalize(total: Moved, scorer: Scorer, url: str) -> tuple[Update, int]:
-    updated = lloyd.finalize(total.partial, scorer.centroids, scorer.metric, STEP)
-    write_scratch(url, updated)
-    objective = lloyd.objective_of(total.partial, scorer.centroids)
-    return Update(objective, np.flatnonzero(total.partial.counts == 0), False), total.changed
+def _finalize(total: Moved, scorer: Scorer, url: str, measured: bool) -> tuple[float, int]:
+    centroids = scorer.centroids
+    write_scratch(url, lloyd.finalize(total.partial, centroids, scorer.metric, lloyd.OVER_RELAXATION))
+    return lloyd.objective_of(total.partial, centroids) if measured else 0.0, total.changed
 
 
 def assign_two_level(

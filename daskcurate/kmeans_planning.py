@@ -8,10 +8,12 @@ import math
 from typing import Any
 
 from daskcurate.kernels.restricted import list_size
+from daskcurate.kernels.seeding import trials
 from daskcurate.planning import PROCESS_BYTES, SHUFFLE_BYTES, Limits, StagePlan, tree_tasks
 from daskcurate.remembering import LIMIT_BYTES, PARTIAL_SHARE
 from daskcurate.rows import chunks_per_block
 from daskcurate.seeds import greedy_rows
+from daskcurate.two_level import COARSE_ROWS, PARTITIONS, SEED_ROWS, UPDATES
 
 PASSES = 9
 """Restricted passes that the algorithms besides Lloyd's make, about."""
@@ -19,15 +21,13 @@ EXACT_PASSES = 2.8
 """Passes over all centroids of the algorithm ``fast``, the last assignment with them."""
 ROUNDS = 2.5
 """Rounds of a trivial step that a pass costs besides its work: centroids and checkpoint are written and read."""
-SEED_ROWS, COARSE_ROWS, SEED_UPDATES = 48, 64, 6
-"""Rows for each seed and each coarse cluster, and updates, of seeding in two levels."""
 
 
 def seed_memory(config: Any, n: int, d: int, k: int, block: int) -> int:
     """Return the bytes of the largest seeding task, for k seeds of n rows of width d in blocks of ``block`` items."""
     if config.init == "k-means++":
         if config.algorithm != "lloyd":
-            return 3 * min(n, SEED_ROWS * k) * d * 4 // max(1, min(16, math.isqrt(k))) + k * d * 8
+            return 3 * min(n, SEED_ROWS * k) * d * 4 // max(1, min(PARTITIONS, math.isqrt(k))) + k * d * 8
         return 3 * greedy_rows(n, d, k) * d * 4
     if config.init == "k-means||":  # five rounds of 2k candidates, made ready to score a block with
         return 4 * block + 7 * min(n, 10 * k) * d * 4
@@ -122,17 +122,16 @@ def kmeans_plan(
 
 def _add_seeding(work: dict[str, float], config: Any, n: int, d: int, k: int) -> None:
     """Add what seeding k clusters among n rows takes."""
-    trials = 2 + int(math.log(max(k, 1)))
     if config.init == "k-means||":
         work["assign"] += 2 * n * d * 20 * k
-        work["serial-seed"] += 2 * min(n, 10 * k) * d * k * trials
+        work["serial-seed"] += 2 * min(n, 10 * k) * d * k * trials(k)
     elif config.init == "k-means++" and config.algorithm != "lloyd":
         h = max(1, round(math.sqrt(k)))
         rows, coarse = min(n, SEED_ROWS * k), min(n, COARSE_ROWS * h)
-        work["serial-seed"] += 2 * coarse * d * h * (2 + int(math.log(h)))
-        work["seed"] += 2 * rows * d * (k / h) * trials
-        work["assign"] += 2 * rows * d * ((k / h) * SEED_UPDATES + h)
+        work["serial-seed"] += 2 * coarse * d * h * trials(h)
+        work["seed"] += 2 * rows * d * (k / h) * trials(k)
+        work["assign"] += 2 * rows * d * ((k / h) * UPDATES + h)
         work["serial-stream"] = work.get("serial-stream", 0.0) + 2 * rows * d * 4
     elif config.init == "k-means++":
         rows = greedy_rows(n, d, k)
-        work["serial-seed"] += 2 * rows * d * k * trials
+        work["serial-seed"] += 2 * rows * d * k * trials(k)

@@ -27,8 +27,6 @@ COARSE_ROWS = 64
 """Rows of the sample for each coarse cluster."""
 UPDATES = 6
 """Lloyd updates within each coarse cluster."""
-STEP = 1.7
-"""How far these updates go: 1 is to the mean; further converges in fewer passes."""
 PARTITIONS = 16
 """Tasks that share the coarse clusters among them, at most."""
 
@@ -135,7 +133,7 @@ def _seed_partition(frame: pd.DataFrame, shares: np.ndarray, dim: int, metric: s
         members = rows[order[start:stop]]
         rng = np.random.default_rng(derive_seed(seed, "within", int(group)))
         seeds = members[seeding.kmeans_plusplus(members, int(shares[group]), rng)]
-        found.append(lloyd.lloyd([members], seeds, metric, UPDATES, step=STEP).centroids)
+        found.append(lloyd.lloyd([members], seeds, metric, UPDATES, step=lloyd.OVER_RELAXATION).centroids)
     return np.concatenate(found)
 
 

@@ -36,6 +36,11 @@ def centered(x: Array) -> Array:
     return x - mean
 
 
+def trials(k: int) -> int:
+    """Return the candidates that greedy k-means++ draws for each of k seeds."""
+    return 2 + int(math.log(max(k, 1)))
+
+
 def kmeans_plusplus(x: Array, k: int, rng: np.random.Generator, weights: Array | None = None) -> np.ndarray:
     """Return the row numbers (k,) of greedy k-means++ seeds.
 
@@ -55,14 +60,14 @@ def kmeans_plusplus(x: Array, k: int, rng: np.random.Generator, weights: Array |
     x = centered(x)
     squares = (x * x).sum(axis=1)
     weight = xp.ones(m, dtype=np.float32) if weights is None else xp.asarray(weights, dtype=np.float64)
-    trials = 2 + int(math.log(k))
+    count = trials(k)
     candidates = _Candidates(x, squares, rng)
     seeds = np.empty(k, dtype=np.int64)
     seeds[0] = _draw(weight, 1, rng)[0]
     near = squared_distances(x, squares, x[seeds[:1]])[0]
     for i in range(1, k):
         mass = near if weights is None else weight * near
-        drawn = candidates.draw(mass, trials, batch=trials * max(1, i // 4))
+        drawn = candidates.draw(mass, count, batch=count * max(1, i // 4))
         if drawn is None:
             seeds[i:] = _fill(m, seeds[:i], k - i, rng)
             break
