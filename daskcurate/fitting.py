@@ -7,22 +7,43 @@ import numpy as np
 from daskcurate.config import KMeansConfig
 from daskcurate.fast_loop import iterate_fast
 from daskcurate.kernels import lloyd
-from daskcurate.kernels.assign import Scorer
 from daskcurate.kernels.draws import derive_seed
-from daskcurate.lloyd_loop import assigned_block, iterate_lloyd, read_centroids, scorer_task
+from daskcurate.lloyd_loop import assigned_block, iterate_lloyd, table_of
+from daskcurate.remembering import Table, read_centroids
+from daskcurate.resampling import resample_in_memory
 from daskcurate.rows import Block, RowBlocks
-from daskcurate.seeds import seed_centroids
+from daskcurate.seeds import greedy_rows, greedy_seeds, seed_centroids, warn_of_sample
 from daskcurate.store import write_scratch
 
-LOCAL_BYTES = 32 << 20
-"""Rows up to this size (float32) may be clustered whole in one task ..."""
-LOCAL_OPERATIONS = 4_000_000_000
-"""... if one iteration is also no more work than this: rounds over the cluster would take longer."""
+LOCAL_BYTES = 128 << 20
+"""Rows (float32), and sums of clusters, that one task may hold to cluster the rows whole ..."""
+LOCAL_OPERATIONS = 40_000_000_000
+"""... if one of its threads has no more work than this in an iteration: some tenths of a second."""
+SMALL_BYTES, SMALL_OPERATIONS = 32 << 20, 4_000_000_000
+"""Rows and work of an iteration so small that there is nothing to gain by any other algorithm than Lloyd's."""
 
 
-def fits_one_task(blocks: RowBlocks, k: int) -> bool:
-    """Return whether one task clusters the rows faster than rounds over the cluster would."""
-    return blocks.nbytes <= LOCAL_BYTES and 2 * len(blocks) * k * (blocks.dim + 8) <= LOCAL_OPERATIONS
+def is_small(blocks: RowBlocks, k: int) -> bool:
+    """Return whether Lloyd's algorithm is used, whatever the configuration says."""
+    return blocks.nbytes <= min(SMALL_BYTES, LOCAL_BYTES) and _operations(blocks, k) <= SMALL_OPERATIONS
+
+
+def _operations(blocks: RowBlocks, k: int) -> int:
+    return 2 * len(blocks) * k * (blocks.dim + 8)
+
+
+def _fits_one_task(run: Any, blocks: RowBlocks, k: int) -> bool:
+    """Return whether one task, with the cores of its host, takes the place of Lloyd's rounds over the cluster.
+
+    The result is the same to the bit; the rounds cost more than the work where that is little.
+    """
+    sums = 2 * len(blocks.blocks) * k * blocks.dim * 8
+    memory = run.limits.thread_memory
+    return (
+        blocks.nbytes + sums <= min(2 * LOCAL_BYTES, memory // 2)
+        and blocks.nbytes <= LOCAL_BYTES
+        and _operations(blocks, k) <= LOCAL_OPERATIONS * run.limits.host_threads
+    )
 
 
 def fit(
@@ -54,7 +75,8 @@ def fit(
     resumed = saved if saved.get("step") == step and "restart" in saved else {}
     if resumed:
         best, best_inertia = resumed["best"], resumed["best_inertia"] if resumed["best"] else np.inf
-    local = fits_one_task(blocks, k)
+    lloyds = config.algorithm == "lloyd" or is_small(blocks, k)
+    local = lloyds and _fits_one_task(run, blocks, k)
     for restart in range(int(resumed.get("restart", 0)), config.n_init):
         name = f"s{step}-r{restart}"
         state = {
@@ -67,16 +89,15 @@ def fit(
         seed = derive_seed(config.seed, "kmeans", k, step, restart)
         progress = (share[0] + share[1] * restart / config.n_init, share[1] / config.n_init)
         if resumed.get("restart") == restart and "iteration" in resumed:
-            found = _iterate(run, blocks, config, name, state, resumed, seed, progress, what)
+            found = _iterate(run, blocks, config, lloyds, name, state, resumed, seed, progress, what)
         else:
             run.note(progress[0], f"{what}seeding")
-            fast = config.algorithm != "lloyd" and not local
-            seeds = seed_centroids(run, blocks, k, config, seed, f"{name}-seeds", given, two_level=fast)
+            seeds = seed_centroids(run, blocks, k, config, seed, f"{name}-seeds", given, two_level=not lloyds)
             if local:
                 found = _fit_local(run, blocks, config, seeds, name)
             else:
                 start = {"iteration": 0, "current": seeds, "previous": None}
-                found = _iterate(run, blocks, config, name, state, start, seed, progress, what)
+                found = _iterate(run, blocks, config, lloyds, name, state, start, seed, progress, what)
         if config.n_init == 1:
             return found
         inertia = _inertia(run, blocks, found, config.metric)
@@ -90,6 +111,7 @@ def _iterate(
     run: Any,
     blocks: RowBlocks,
     config: KMeansConfig,
+    lloyds: bool,
     name: str,
     state: dict[str, Any],
     start: dict[str, Any],
@@ -97,12 +119,12 @@ def _iterate(
     progress: tuple[float, float],
     what: str,
 ) -> str:
-    """Run the loop of the configured algorithm over the cluster; return the last centroids' scratch name."""
+    """Run the algorithm's loop over the cluster (``lloyds``: Lloyd's); return the last centroids' scratch name."""
 
     def note(fraction: float, text: str) -> None:
         run.note(progress[0] + progress[1] * fraction, f"{what}{text}")
 
-    if config.algorithm == "lloyd":
+    if lloyds:
         return iterate_lloyd(run, blocks, config, name, state, start, note)
     return iterate_fast(run, blocks, config, name, state, start, seed, note)
 
@@ -113,7 +135,7 @@ def _json(value: float) -> float | None:
 
 def _fit_local(run: Any, blocks: RowBlocks, config: KMeansConfig, seeds: str, name: str) -> str:
     """Run Lloyd's whole loop in one task."""
-    fitted = run.task(
+    fitted = run.task_alone(
         _lloyd_whole, list(blocks.blocks), run.scratch(seeds), config.metric, config.n_iters, config.tol,
         run.scratch(name), name="kmeans-whole", key=name,
     )  # fmt: skip
@@ -127,12 +149,54 @@ def _lloyd_whole(blocks: list[Block], seeds: str, metric: str, n_iters: int, tol
     return found.n_updates
 
 
+def resamples_whole(run: Any, blocks: RowBlocks, k: int, config: KMeansConfig) -> bool:
+    """Return whether :func:`fit_resampled` does a resampling step of these rows, rather than tasks for each part."""
+    lloyds = config.algorithm == "lloyd" or is_small(blocks, k)
+    simple = config.init == "k-means++" and config.n_init == 1
+    return lloyds and simple and _fits_one_task(run, blocks, k)
+
+
+def fit_resampled(
+    run: Any, blocks: RowBlocks, k: int, config: KMeansConfig, step: int, base: str
+) -> tuple[str, int]:
+    """Do a whole resampling step in one task; return (scratch name of the centroids, rows of the subset).
+
+    Nothing is fitted where the subset has fewer rows than there are clusters.
+    """
+    name = f"s{step}-r0"
+    count = run.gather(
+        [
+            run.task_alone(
+                _resampled_whole, list(blocks.blocks), run.scratch(base), k, config, step, run.scratch(name),
+                name="kmeans-resampled", key=name,
+            )
+        ],
+        "resample and fit",
+    )[0]  # fmt: skip
+    if count >= k and (looked_at := greedy_rows(count, blocks.dim, k)) < count:
+        warn_of_sample(run, looked_at, count)
+    return name, count
+
+
+def _resampled_whole(
+    blocks: list[Block], base: str, k: int, config: KMeansConfig, step: int, url: str
+) -> int:
+    subset = resample_in_memory(blocks, read_centroids(base), config, step)
+    rows = np.concatenate([np.empty((0, blocks[0].rows.shape[1]), np.float32), *(b.rows for b in subset)])
+    if len(rows) < k:
+        return len(rows)
+    seeds = greedy_seeds(rows, k, derive_seed(config.seed, "kmeans", k, step, 0))
+    found = lloyd.lloyd([b.rows for b in subset], seeds, config.metric, config.n_iters, config.tol)
+    write_scratch(url, found.centroids)
+    return len(rows)
+
+
 def _inertia(run: Any, blocks: RowBlocks, name: str, metric: str) -> float:
     """Return the inertia of ``blocks`` with the centroids of scratch array ``name``."""
-    scorer = scorer_task(run, name, metric)
-    parts = blocks.map(run, _block_inertia, scorer, blocks.name, name="kmeans-inertia", key=name)
+    table = table_of(run, name, metric)
+    parts = blocks.map(run, _block_inertia, table, blocks.name, name="kmeans-inertia", key=name)
     return float(np.sum(run.gather(parts, "inertia")))
 
 
-def _block_inertia(block: Block, scorer: Scorer, rows_name: str) -> float:
-    return assigned_block(block, scorer, rows_name).inertia
+def _block_inertia(block: Block, table: Table, rows_name: str) -> float:
+    return assigned_block(block, table, rows_name).inertia

@@ -11,7 +11,7 @@ import numpy as np
 
 from daskcurate.config import INITS, METRICS, KMeansConfig, check_choice
 from daskcurate.fast_loop import assign_two_level
-from daskcurate.fitting import fit, fits_one_task
+from daskcurate.fitting import fit, fit_resampled, is_small, resamples_whole
 from daskcurate.kernels.draws import derive_seed
 from daskcurate.kmeans_planning import kmeans_plan
 from daskcurate.lloyd_loop import Assigned, assign_blocks
@@ -251,17 +251,20 @@ class Clustering(Stage):
         centroids = saved.get("base")
         for step in range(int(saved.get("step", 0)), config.resamples + 1):
             what = f"resampling {step}/{config.resamples}: " if step else ""
-            if step:
-                subset = resample(run, blocks, centroids, k, config, step)
-                if len(subset) < k:
-                    run.warn(
-                        f"{self.title}: a resampled subset has {len(subset)} rows for {k} clusters; skipped"
-                    )
-                    continue
-            else:
-                subset = blocks
             share = (step / (config.resamples + 1), 0.95 / (config.resamples + 1))
-            centroids = fit(run, subset, k, config, step, centroids, given, share, what)
+            subset = blocks
+            if step and resamples_whole(run, blocks, k, config):
+                run.note(share[0], what.removesuffix(": "))
+                name, count = fit_resampled(run, blocks, k, config, step, centroids)
+            elif step:
+                subset = resample(run, blocks, centroids, k, config, step)
+                name, count = "", len(subset)
+            else:
+                name, count = "", len(blocks)
+            if count < k:
+                run.warn(f"{self.title}: a resampled subset has {count} rows for {k} clusters; skipped")
+                continue
+            centroids = name or fit(run, subset, k, config, step, centroids, given, share, what)
             run.save(step=step + 1, base=centroids)
         run.note(0.95, "assign")
         if config.n_splits > 1:
@@ -273,7 +276,7 @@ class Clustering(Stage):
     ) -> dict[str, Any]:
         """Assign every row to the final centroids and write all arrays."""
         config = self.config
-        if config.algorithm == "two-level" and not fits_one_task(blocks, k):
+        if config.algorithm == "two-level" and not is_small(blocks, k):
             seed = derive_seed(config.seed, "assign", k)
             assigned, sizes, recall = assign_two_level(
                 run, blocks, centroids, k, config.metric, seed, "final"
@@ -357,15 +360,14 @@ def kmeans(
         ``k-means++`` (greedy; on a uniform sample where all rows would take long or exceed 128 MiB),
         ``k-means||`` (out of core), ``random``, or an array of centroids (n_clusters, d).
     algorithm
-        ``lloyd``: each update compares every row with every centroid. ``fast``: seeds in two levels, then
-        passes that compare a row with a few hundred near centroids and move these beyond the means
-        (over-relaxation), until at most 3 % of the rows change cluster; then one or two updates with all
-        centroids. Labels are exact as with ``lloyd``; on embeddings of texts the inertia is about that of
-        20 Lloyd updates, for a third of the work and less the larger n_clusters is; on well separated
-        clusters it may be some percent higher. ``two-level``: the same without the exact passes, for
-        100 000 clusters and more; labels are the nearest of those compared, and
-        ``recall`` says how many of a sample of rows have the exact one. Problems so small that one task
-        solves them are solved by ``lloyd`` whatever is given.
+        ``lloyd``: each update compares every row with every centroid. ``fast``: seeds from a sample (in two
+        levels where there are many), then passes that compare a row with a few hundred near centroids and
+        move these beyond the means (over-relaxation), until at most 2 % of the rows change cluster; then one
+        update with all centroids. Labels are exact as with ``lloyd``; on embeddings of texts the inertia is
+        about that of 20 Lloyd updates, for a third of the work and less the larger n_clusters is.
+        ``two-level``: the same without the exact passes, for 100 000 clusters and more; labels are the
+        nearest of those compared, and ``recall`` says how many of a sample of rows have the exact one.
+        Problems so small that there is nothing to gain are solved by ``lloyd`` whatever is given.
     n_iters
         Lloyd updates; fewer only where an update changes nothing, or ``tol`` is reached. For the other
         algorithms the passes at most.

@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 from daskcurate.kernels.restricted import list_size
-from daskcurate.kernels.seeding import trials
+from daskcurate.kernels.seeding import operations, trials
 from daskcurate.planning import PROCESS_BYTES, SHUFFLE_BYTES, Limits, StagePlan, tree_tasks
 from daskcurate.remembering import LIMIT_BYTES, PARTIAL_SHARE
 from daskcurate.rows import chunks_per_block
@@ -17,7 +17,7 @@ from daskcurate.two_level import COARSE_ROWS, PARTITIONS, SEED_ROWS, UPDATES
 
 PASSES = 9
 """Restricted passes that the algorithms besides Lloyd's make, about."""
-EXACT_PASSES = 2.8
+EXACT_PASSES = 2
 """Passes over all centroids of the algorithm ``fast``, the last assignment with them."""
 ROUNDS = 2.5
 """Rounds of a trivial step that a pass costs besides its work: centroids and checkpoint are written and read."""
@@ -124,14 +124,13 @@ def _add_seeding(work: dict[str, float], config: Any, n: int, d: int, k: int) ->
     """Add what seeding k clusters among n rows takes."""
     if config.init == "k-means||":
         work["assign"] += 2 * n * d * 20 * k
-        work["serial-seed"] += 2 * min(n, 10 * k) * d * k * trials(k)
+        work["serial-seed"] += operations(min(n, 10 * k), d, k)
     elif config.init == "k-means++" and config.algorithm != "lloyd":
         h = max(1, round(math.sqrt(k)))
         rows, coarse = min(n, SEED_ROWS * k), min(n, COARSE_ROWS * h)
-        work["serial-seed"] += 2 * coarse * d * h * trials(h)
-        work["seed"] += 2 * rows * d * (k / h) * trials(k)
+        work["serial-seed"] += operations(coarse, d, h)
+        work["seed"] += 2 * rows * d * (k / h) * trials(k // h)
         work["assign"] += 2 * rows * d * ((k / h) * UPDATES + h)
         work["serial-stream"] = work.get("serial-stream", 0.0) + 2 * rows * d * 4
     elif config.init == "k-means++":
-        rows = greedy_rows(n, d, k)
-        work["serial-seed"] += 2 * rows * d * k * trials(k)
+        work["serial-seed"] += operations(greedy_rows(n, d, k), d, k)

@@ -18,9 +18,9 @@ from dask.delayed import Delayed
 from daskcurate.config import KMeansConfig
 from daskcurate.kernels import lloyd
 from daskcurate.kernels.assign import Scorer, own_distances
-from daskcurate.remembering import assign_block, step_block
+from daskcurate.remembering import Table, assign_block, read_centroids, step_block
 from daskcurate.rows import Block, RowBlocks, add, tree
-from daskcurate.store import read_block, write_scratch
+from daskcurate.store import write_scratch
 
 
 class Assigned(NamedTuple):
@@ -41,18 +41,9 @@ class Update(NamedTuple):
     same: bool
 
 
-def read_centroids(url: str) -> np.ndarray:
-    """Read all centroids of a scratch array."""
-    return read_block(url, 0, 2**62)
-
-
-def _read_scorer(url: str, metric: str) -> Scorer:
-    return Scorer(read_centroids(url), metric)
-
-
-def scorer_task(run: Any, name: str, metric: str) -> Delayed:
-    """Return the task that makes the scorer of scratch array ``name``: once, shared by all blocks."""
-    return run.task(_read_scorer, run.scratch(name), metric, name="centroids", key=name)
+def table_of(run: Any, name: str, metric: str) -> Table:
+    """Return the centroids of scratch array ``name``, for tasks: each worker reads them once."""
+    return Table(run.scratch(name), metric, run.token)
 
 
 def iterate_lloyd(
@@ -76,13 +67,20 @@ def iterate_lloyd(
         Called with the fraction done and a text.
     """
     current, previous = start["current"], start["previous"]
-    for iteration in range(int(start["iteration"]), config.n_iters):
+    first = int(start["iteration"])
+    under_way = None
+    if first < config.n_iters:
+        under_way = start_update(run, blocks, config.metric, current, f"{name}-{first}")
+    for iteration in range(first, config.n_iters):
         note(iteration / config.n_iters, f"iteration {iteration + 1}/{config.n_iters}")
         before = current
-        current, update = update_once(run, blocks, config.metric, before, f"{name}-{iteration}")
+        assert under_way is not None
+        current, update = under_way.finish()
         done = update.same or lloyd.fits_tol(previous, update.objective, config.tol)
         previous = update.objective
         reached = config.n_iters if done else iteration + 1
+        if reached < config.n_iters:  # the workers go on while this process keeps the books
+            under_way = start_update(run, blocks, config.metric, current, f"{name}-{iteration + 1}")
         run.save(**state, iteration=reached, current=current, previous=previous)
         run.discard(before)
         if done:
@@ -90,28 +88,44 @@ def iterate_lloyd(
     return current
 
 
-def update_once(
-    run: Any, blocks: RowBlocks, metric: str, current: str, key: str, step: float = 1.0
-) -> tuple[str, Update]:
-    """Do one Lloyd update over all blocks; return the name of the scratch array of the new centroids."""
-    scorer = scorer_task(run, current, metric)
-    partials = blocks.map(run, step_block, scorer, blocks.name, name="kmeans-step", key=key)
+class UpdateUnderWay(NamedTuple):
+    """A Lloyd update that the workers are at."""
+
+    run: Any
+    blocks: RowBlocks
+    metric: str
+    current: str
+    key: str
+    futures: list[Any]
+
+    def finish(self) -> tuple[str, Update]:
+        """Wait for it; return the name of the scratch array of the new centroids, and what is known of it."""
+        run, key = self.run, self.key
+        update = run.finish(self.futures, "iteration")[0]
+        if not update.empty.size:
+            return key, update
+        reseeded = f"{key}-reseeded"
+        moved = _reseed(run, self.blocks, self.metric, self.current, key, reseeded, update.empty, key)
+        run.discard(key)
+        return reseeded, update._replace(same=update.same and not moved)
+
+
+def start_update(run: Any, blocks: RowBlocks, metric: str, current: str, key: str) -> UpdateUnderWay:
+    """Start one Lloyd update of the centroids ``current`` over all blocks; they go to scratch array ``key``."""
+    table = table_of(run, current, metric)
+    partials = blocks.map(run, _step, table, blocks.name, name="kmeans-step", key=key)
     total = tree(run, lloyd.combine, partials, name="kmeans-combine", key=key)
-    url = run.scratch(key)
-    update = run.gather(
-        [run.task(_finalize, total, scorer, url, step, name="kmeans-update", key=key)], "iteration"
-    )[0]
-    if not update.empty.size:
-        return key, update
-    reseeded = f"{key}-reseeded"
-    moved = _reseed(run, blocks, metric, current, key, reseeded, update.empty, key)
-    run.discard(key)
-    return reseeded, update._replace(same=update.same and not moved)
+    last = run.task(_finalize, total, table, run.scratch(key), name="kmeans-update", key=key)
+    return UpdateUnderWay(run, blocks, metric, current, key, run.start([last]))
 
 
-def _finalize(total: lloyd.Partial, scorer: Scorer, url: str, step: float) -> Update:
-    centroids = scorer.centroids
-    updated = lloyd.finalize(total, centroids, scorer.metric, step)
+def _step(block: Block, table: Table, rows_name: str) -> lloyd.Partial:
+    return step_block(block, table.scorer(), rows_name)
+
+
+def _finalize(total: lloyd.Partial, table: Table, url: str) -> Update:
+    centroids = table.scorer().centroids
+    updated = lloyd.finalize(total, centroids, table.metric)
     write_scratch(url, updated)
     objective = lloyd.objective_of(total, centroids)
     return Update(objective, np.flatnonzero(total.counts == 0), bool((updated == centroids).all()))
@@ -131,8 +145,8 @@ def _reseed(
 
     Returns how many were moved: no more than there are rows away from their centroid.
     """
-    scorer = scorer_task(run, current, metric)
-    far = blocks.map(run, _farthest, scorer, blocks.name, int(empty.size), name="kmeans-farthest", key=key)
+    table = table_of(run, current, metric)
+    far = blocks.map(run, _farthest, table, blocks.name, int(empty.size), name="kmeans-farthest", key=key)
     merged = tree(
         run, partial(_merge_farthest, limit=int(empty.size)), far, name="kmeans-farthest-merge", key=key
     )
@@ -140,10 +154,12 @@ def _reseed(
     return run.gather([run.task(_move, *urls, empty, merged, name="kmeans-reseed", key=key)], "re-seed")[0]
 
 
-def _farthest(block: Block, scorer: Scorer, rows_name: str, count: int) -> lloyd.Farthest:
+def _farthest(block: Block, table: Table, rows_name: str, count: int) -> lloyd.Farthest:
+    scorer = table.scorer()
     found = assign_block(block, scorer, rows_name)
-    distances = own_distances(block.rows, scorer.centroids, found.labels, scorer.metric)
-    return lloyd.merge_farthest([lloyd.Farthest(distances, block.numbers, block.rows)], count)
+    return lloyd.farthest_rows(
+        block.rows, block.numbers, scorer.centroids, found.labels, scorer.metric, count
+    )
 
 
 def _merge_farthest(parts: list[lloyd.Farthest], *, limit: int) -> lloyd.Farthest:
@@ -155,8 +171,9 @@ def _move(source: str, target: str, empty: np.ndarray, far: lloyd.Farthest) -> i
     return len(far.row)
 
 
-def assigned_block(block: Block, scorer: Scorer, rows_name: str) -> Assigned:
+def assigned_block(block: Block, table: Table, rows_name: str) -> Assigned:
     """Assign the rows of a block to their nearest centroids."""
+    scorer = table.scorer()
     return assigned_rows(block, assign_block(block, scorer, rows_name).labels, scorer)
 
 
@@ -193,9 +210,9 @@ def assign_blocks(
     """
     for turn in range(RESEED_ROUNDS):
         tag = f"{key}-{turn}"
-        scorer = scorer_task(run, centroids, metric)
+        table = table_of(run, centroids, metric)
         assigned = run.persist(
-            blocks.map(run, assigned_block, scorer, blocks.name, name="kmeans-assign", key=tag), "assign"
+            blocks.map(run, assigned_block, table, blocks.name, name="kmeans-assign", key=tag), "assign"
         )
         sizes = count_sizes(run, assigned, k, tag)
         empty = np.flatnonzero(sizes == 0)

@@ -95,7 +95,7 @@ def measure(client: Client, dim: int) -> Machine:
     """Return the rates of the client's workers for rows of width ``dim``: about 5 seconds on every thread."""
     threads = worker_threads(client)
     tasks = [
-        client.submit(call, rates, (None,), dim, key=f"calibrate-{uuid.uuid4().hex}", workers=[address])
+        client.submit(call, rates, (None,), 1, dim, key=f"calibrate-{uuid.uuid4().hex}", workers=[address])
         for address in threads
     ]
     found = client.gather(tasks)

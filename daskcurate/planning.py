@@ -40,12 +40,14 @@ class Limits:
     worker_memory: int | None
     """Memory limit of one worker in bytes; None: not limited."""
     threads_per_worker: int = 1
+    host_threads: int = 1
+    """Threads of the workers of one host, the least where hosts differ: for a task that runs alone."""
 
     @classmethod
     def local(cls) -> "Limits":
         """Return the limits of the local cluster that a run without a client starts."""
         config = LocalClusterConfig()
-        return cls(config.workers(), config.workers(), config.memory())
+        return cls(config.workers(), config.workers(), config.memory(), host_threads=config.workers())
 
     def with_memory(self, memory_limit: Any) -> "Limits":
         """Return the limits with another memory per worker: bytes, or text such as ``"4GiB"``."""

@@ -131,6 +131,9 @@ def rank_in_cluster(
     sizes
         (k,) rows of each cluster.
     """
+    if sum(counts) <= run.limits.rank_rows:
+        whole = run.task(ranks_of_blocks, list(labelled), name="rank", key=key)
+        return [run.task(_item, whole, i, name="ranks", key=f"{key}-{i}") for i in range(len(labelled))]
     ranges = rank_ranges(run, labelled, sizes, key)
     table = run.task(_same, ranges, name="partition-map", key=key)
     nbytes = 40 * sum(counts)
@@ -147,6 +150,20 @@ def rank_in_cluster(
         run.task(_ranks_of, frame, count, name="ranks", key=f"{key}-{i}")
         for i, (frame, count) in enumerate(zip(back, counts, strict=True))
     ]
+
+
+def ranks_of_blocks(labelled: list[Labelled]) -> list[np.ndarray]:
+    """Return what :func:`rank_in_cluster` does, of blocks in memory."""
+    labels = np.concatenate([item.labels for item in labelled])
+    keys = np.concatenate([item.keys.astype(np.float64) for item in labelled])
+    inside = np.flatnonzero(labels >= 0)
+    ranks = np.full(len(labels), -1, dtype=np.int64)
+    ranks[inside] = ranks_by_group(labels[inside], keys[inside])
+    return np.split(ranks, np.cumsum([len(item.labels) for item in labelled[:-1]]))
+
+
+def _item(items: list[Any], i: int) -> Any:
+    return items[i]
 
 
 class Ranges(NamedTuple):
@@ -246,7 +263,7 @@ def _shift(frame: pd.DataFrame, below: int) -> pd.DataFrame:
 
 
 def ranks_by_group(labels: np.ndarray, *keys: np.ndarray) -> np.ndarray:
-    """Return each row's rank within its label by ascending ``keys`` (the most significant first)."""
+    """Return each row's rank within its label by ascending ``keys`` (the first counts most), ties in order."""
     order = np.lexsort((*reversed(keys), labels))
     ordered = labels[order]
     starts = (

@@ -1,17 +1,19 @@
-"""What a worker process remembers of its last pass over a block, to do less in the next.
+"""What a worker process remembers: the centroids in use, and its last pass over a block, to do less in the next.
 
-This is a cache and nothing more: a pass returns the same to the bit whether or not the last one is
+These are caches and nothing more: a pass returns the same to the bit whether or not the last one is
 remembered, so that it does not matter which worker gets a block, or whether one was lost.
 """
 
 import threading
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from daskcurate.kernels.assign import Assignment, Scorer, assign, reassign
 from daskcurate.kernels.lloyd import Last, Partial, moves_of, step_chunk
+from daskcurate.store import read_block
 
 LIMIT_BYTES = 96 << 20
 """Memory for it in one worker process; what was used longest ago goes first."""
@@ -19,8 +21,34 @@ PARTIAL_SHARE = 4
 """Sums are remembered where they take at most this fraction (1 / n) of the block's own bytes."""
 
 _lock = threading.Lock()
+_reading = threading.Lock()
+_scorers: "dict[Table, Scorer]" = {}
 _entries: "OrderedDict[tuple[str, int], _Entry]" = OrderedDict()
 _used = 0
+
+
+@dataclass(frozen=True)
+class Table:
+    """Centroids in a scratch array: what tasks are handed, so that no copy of them travels with each."""
+
+    url: str
+    metric: str
+    token: str
+    """Tells them from those that another run wrote to the same place."""
+
+    def scorer(self) -> Scorer:
+        """Return their scorer: read and made ready once in a worker process."""
+        with _reading:
+            found = _scorers.get(self)
+            if found is None:
+                _scorers.clear()  # one at a time: those of a finished pass are not needed any more
+                found = _scorers[self] = Scorer(read_centroids(self.url), self.metric)
+            return found
+
+
+def read_centroids(url: str) -> np.ndarray:
+    """Read all centroids of a scratch array."""
+    return read_block(url, 0, 2**62)
 
 
 class _Entry(NamedTuple):

@@ -1,13 +1,16 @@
 """Resampling (Vo et al. 2024): a level is fitted again on a few rows of each of its clusters."""
 
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 
 from daskcurate.config import KMeansConfig
+from daskcurate.kernels.assign import Scorer, assign
 from daskcurate.kernels.draws import derive_seed, row_uniform
-from daskcurate.lloyd_loop import Assigned, assign_blocks
-from daskcurate.regroup import Labelled, rank_in_cluster
+from daskcurate.kernels.threads import spread
+from daskcurate.lloyd_loop import Assigned, assign_blocks, assigned_rows
+from daskcurate.regroup import Labelled, rank_in_cluster, ranks_of_blocks
 from daskcurate.rows import Block, RowBlocks, keep_if_small
 
 
@@ -17,7 +20,7 @@ def resample(
     """Return the min(r, size) rows of each cluster closest to its centroid, or random ones."""
     key = f"resample-{step}"
     assigned, _, sizes = assign_blocks(run, blocks, centroids, k, config.metric, key)
-    seed = derive_seed(config.seed, "resample", step) if config.sample_strategy == "random" else None
+    seed = _draw_seed(config, step)
     labelled = [
         run.task(_labelled, block, found, seed, name="resample-keys", key=f"{key}-{i}")
         for i, (block, found) in enumerate(zip(blocks.blocks, assigned, strict=True))
@@ -37,6 +40,26 @@ def resample(
     return keep_if_small(
         run, RowBlocks([b for b, _ in kept], [n for _, n in kept], blocks.dim, run.scratch(key))
     )
+
+
+def resample_in_memory(
+    blocks: list[Block], centroids: np.ndarray, config: KMeansConfig, step: int
+) -> list[Block]:
+    """Return what :func:`resample` does, of blocks in memory."""
+    scorer, seed = Scorer(centroids, config.metric), _draw_seed(config, step)
+    labelled = spread(_labelled_block, blocks, repeat(scorer), repeat(seed))
+    ranks = ranks_of_blocks(labelled)
+    taken = [_take(block, rank, config.sample_size) for block, rank in zip(blocks, ranks, strict=True)]
+    return [block for block in taken if len(block.numbers)]
+
+
+def _draw_seed(config: KMeansConfig, step: int) -> int | None:
+    """Return what random draws of a step are keyed by; None where the closest rows are taken."""
+    return derive_seed(config.seed, "resample", step) if config.sample_strategy == "random" else None
+
+
+def _labelled_block(block: Block, scorer: Scorer, seed: int | None) -> Labelled:
+    return _labelled(block, assigned_rows(block, assign(block.rows, scorer).labels, scorer), seed)
 
 
 def _labelled(block: Block, found: Assigned, seed: int | None) -> Labelled:

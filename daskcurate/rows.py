@@ -177,7 +177,7 @@ def keep_if_small(run: Any, blocks: RowBlocks) -> RowBlocks:
 
 def drawn_rows(run: Any, blocks: RowBlocks, count: int, seed: int, key: str) -> list[Any]:
     """Return tasks that yield ``count`` distinct rows, drawn uniformly, block by block."""
-    drawn = np.sort(np.random.default_rng(seed).choice(len(blocks), size=count, replace=False))
+    drawn = drawn_positions(len(blocks), count, seed)
     edges = np.cumsum([0, *blocks.counts])
     cuts = np.searchsorted(drawn, edges)
     return [
@@ -185,6 +185,11 @@ def drawn_rows(run: Any, blocks: RowBlocks, count: int, seed: int, key: str) -> 
         for i, block in enumerate(blocks.blocks)
         if cuts[i] < cuts[i + 1]
     ]
+
+
+def drawn_positions(n: int, count: int, seed: int) -> np.ndarray:
+    """Return ``count`` of n positions, drawn uniformly, ascending."""
+    return np.sort(np.random.default_rng(seed).choice(n, size=count, replace=False))
 
 
 def _taken(block: Block, positions: np.ndarray) -> Block:

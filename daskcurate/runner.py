@@ -10,6 +10,7 @@ import os
 import time
 import uuid
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -105,14 +106,25 @@ class StageRun:
         """Return a lazy task called ``name`` in the dashboard; ``key`` tells it from its siblings."""
         return task(function, *args, name=name, key=f"{self.token}-{key}")
 
+    def task_alone(self, function: Callable[..., Any], *args: Any, name: str, key: Any = 0) -> Delayed:
+        """Return a task as :meth:`task` does, for a step in which no other runs: it may use its host's cores."""
+        return task(function, *args, name=name, key=f"{self.token}-{key}", threads=self.limits.host_threads)
+
     def gather(self, tasks: Sequence[Delayed], step: str = "") -> list[Any]:
         """Run tasks and return their results, which must be small."""
-        if not tasks:
-            return []
+        return self.finish(self.start(tasks), step)
+
+    def start(self, tasks: Sequence[Delayed]) -> list[Any]:
+        """Run tasks and return at once; :meth:`finish` waits for them. They go on only while that is held."""
         self.tasks += len(tasks)
-        futures = self.client.compute(list(tasks), retries=RETRIES)
-        with self._watched(futures, step):
-            return self.client.gather(futures)
+        return self.client.compute(list(tasks), retries=RETRIES) if tasks else []
+
+    def finish(self, started: Sequence[Any], step: str = "") -> list[Any]:
+        """Return the results of tasks that :meth:`start` started, which must be small."""
+        if not started:
+            return []
+        with self._watched(started, step):
+            return self.client.gather(list(started))
 
     def task_on(
         self, place: int, function: Callable[..., Any], *args: Any, name: str, key: Any = 0
@@ -237,11 +249,15 @@ def cluster_limits(client: Client) -> Limits:
     """Return the workers' number, threads and memory limits, as they are now."""
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     memory = [int(worker["memory_limit"]) for worker in workers if worker["memory_limit"]]
+    hosts = Counter[str]()
+    for worker in workers:
+        hosts[worker["host"]] += int(worker["nthreads"])
     return Limits(
         n_workers=max(1, len(workers)),
         n_threads=max(1, sum(int(worker["nthreads"]) for worker in workers)),
         worker_memory=min(memory) if memory else None,
         threads_per_worker=max((int(worker["nthreads"]) for worker in workers), default=1),
+        host_threads=max(1, min(hosts.values(), default=1)),
     )
 
 

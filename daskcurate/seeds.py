@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 
 from daskcurate.config import KMeansConfig
-from daskcurate.kernels import seeding
+from daskcurate.kernels import lloyd, seeding
 from daskcurate.kernels.assign import nearest, unit_rows
 from daskcurate.kernels.draws import derive_seed, row_uniform
-from daskcurate.rows import Block, RowBlocks, add, drawn_rows, tree
+from daskcurate.rows import BLOCKS, Block, RowBlocks, add, drawn_positions, drawn_rows, tree
 from daskcurate.store import read_block, write_scratch
-from daskcurate.two_level import seed_two_level
+from daskcurate.two_level import UPDATES, seed_two_level
 
 WHOLE_BYTES = 128 << 20
 """Rows (float32) that one seeding task takes; greedy k-means++ on more uses a uniform sample of this size."""
@@ -28,7 +28,7 @@ def greedy_rows(n: int, dim: int, k: int) -> int:
     All of them where that is little work, else a sample: from 32 rows a seed on, more of them lowered the inertia
     after ten Lloyd updates by less than 0.05 % (200 000 embeddings of texts, k = 1000).
     """
-    quick = QUICK_OPERATIONS // (2 * k * dim * seeding.trials(k))
+    quick = int(QUICK_OPERATIONS / seeding.operations(n, dim, k) * n)
     fitting = max(WHOLE_BYTES // (4 * dim), ROWS_PER_SEED * k)
     return min(n, fitting, max(SAMPLE_ROWS * k, quick))
 
@@ -62,19 +62,38 @@ def seed_centroids(
         run.gather([run.task(_write_rows, picked, url, name="seed-random", key=name)], "seed")
     elif config.init == "k-means||":
         _scalable(run, blocks, k, seed, url, name)
-    elif two_level:
+    elif two_level and min(len(blocks), SAMPLE_ROWS * k) * 4 * blocks.dim > WHOLE_BYTES:
         seed_two_level(run, blocks, k, config, seed, name)
+    elif two_level:
+        count = min(len(blocks), SAMPLE_ROWS * k)
+        parts = drawn_rows(run, blocks, count, seed, name)
+        run.gather(
+            [run.task_alone(_refined, parts, k, config, seed, url, name="seed-kmeans++", key=name)], "seed"
+        )
     else:
         parts = list(blocks.blocks)
         count = greedy_rows(len(blocks), blocks.dim, k)
         if count < len(blocks):
-            run.warn(
-                f"init='k-means++' runs on a uniform sample of {count} of {len(blocks)} rows, in one task; "
-                "init='k-means||' reads every row"
-            )
+            warn_of_sample(run, count, len(blocks))
             parts = drawn_rows(run, blocks, count, seed, name)
-        run.gather([run.task(_plusplus, parts, k, seed, url, name="seed-kmeans++", key=name)], "seed")
+        run.gather([run.task_alone(_plusplus, parts, k, seed, url, name="seed-kmeans++", key=name)], "seed")
     return name
+
+
+def warn_of_sample(run: Any, count: int, n: int) -> None:
+    """Say that greedy k-means++ looked at a sample."""
+    run.warn(
+        f"init='k-means++' runs on a uniform sample of {count} of {n} rows, in one task; "
+        "init='k-means||' reads every row"
+    )
+
+
+def greedy_seeds(rows: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """Return k seeds (k, d) of rows (m, d) in memory: the same as :func:`seed_centroids` finds by k-means++."""
+    count = greedy_rows(len(rows), rows.shape[1], k)
+    if count < len(rows):
+        rows = rows[drawn_positions(len(rows), count, seed)]
+    return rows[seeding.kmeans_plusplus(rows, k, np.random.default_rng(seed))]
 
 
 def _write_rows(blocks: list[Block], url: str) -> None:
@@ -84,6 +103,15 @@ def _write_rows(blocks: list[Block], url: str) -> None:
 def _plusplus(blocks: list[Block], k: int, seed: int, url: str) -> None:
     rows = np.concatenate([block.rows for block in blocks])
     write_scratch(url, rows[seeding.kmeans_plusplus(rows, k, np.random.default_rng(seed))])
+
+
+def _refined(blocks: list[Block], k: int, config: KMeansConfig, seed: int, url: str) -> None:
+    rows = np.concatenate([block.rows for block in blocks])
+    seeds = rows[seeding.kmeans_plusplus(rows, k, np.random.default_rng(seed))]
+    step = -(-len(rows) // BLOCKS)
+    pieces = [rows[i : i + step] for i in range(0, len(rows), step)]
+    found = lloyd.lloyd(pieces, seeds, config.metric, UPDATES, step=lloyd.OVER_RELAXATION)
+    write_scratch(url, found.centroids)
 
 
 def _scalable(run: Any, blocks: RowBlocks, k: int, seed: int, url: str, key: str) -> None:
@@ -120,7 +148,9 @@ def _scalable(run: Any, blocks: RowBlocks, k: int, seed: int, url: str, key: str
     table = _candidates(run, candidates, f"{key}-all")
     parts = blocks.map(run, _weights, table, name="seed-weights", key=key)
     weights = tree(run, add, parts, name="seed-weights-add", key=key)
-    run.gather([run.task(_weighted, weights, table, k, seed, url, name="seed-kmeans++", key=key)], "seed")
+    run.gather(
+        [run.task_alone(_weighted, weights, table, k, seed, url, name="seed-kmeans++", key=key)], "seed"
+    )
 
 
 def _candidates(run: Any, vectors: np.ndarray, name: str) -> Any:

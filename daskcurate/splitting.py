@@ -16,9 +16,11 @@ from dask.delayed import Delayed
 from daskcurate.config import KMeansConfig
 from daskcurate.fitting import fit
 from daskcurate.kernels import lloyd, seeding
+from daskcurate.kernels.assign import nearest, own_distances
 from daskcurate.kernels.draws import derive_seed
-from daskcurate.lloyd_loop import Assigned, assign_blocks, read_centroids
+from daskcurate.lloyd_loop import Assigned, assign_blocks
 from daskcurate.regroup import contiguous_partitions, from_cells, regroup, to_cells
+from daskcurate.remembering import read_centroids
 from daskcurate.rows import Block, RowBlocks, RowSource, keep_if_small
 from daskcurate.store import write_block
 
@@ -124,10 +126,10 @@ def _split_cluster(rows: np.ndarray, numbers: np.ndarray, cluster: int, config: 
         else:
             seeds = seeding.kmeans_plusplus(rows, parts, rng)
         fitted = lloyd.lloyd([rows], rows[seeds], config.metric, config.n_iters, config.tol)
-        labels = lloyd.nearest(rows, fitted.centroids, config.metric)
+        labels = nearest(rows, fitted.centroids, config.metric)
         inertia = lloyd.inertia_of(rows, fitted.centroids, labels, config.metric)
         if inertia < best_inertia:
-            distances = lloyd.own_distances(rows, fitted.centroids, labels, config.metric)
+            distances = own_distances(rows, fitted.centroids, labels, config.metric)
             best_inertia = inertia
             best = _without_empty(fitted.centroids, numbers, labels, distances)
     assert best is not None

@@ -12,6 +12,8 @@ import dask
 from dask.delayed import Delayed
 from threadpoolctl import ThreadpoolController
 
+from daskcurate.kernels.threads import using_threads
+
 _lock = threading.Lock()
 _running = 0
 _limit: Any = None
@@ -68,18 +70,20 @@ class one_blas_thread:  # noqa: N801 - used as a context manager
                 _limit = None
 
 
-def call(function: Callable[..., Any], lengths: tuple[int | None, ...], *values: Any) -> Any:
+def call(function: Callable[..., Any], lengths: tuple[int | None, ...], threads: int, *values: Any) -> Any:
     """Call ``function`` with BLAS held to one thread; ``lengths`` says which values form a list argument."""
     arguments, rest = [], iter(values)
     for length in lengths:
         arguments.append(next(rest) if length is None else [next(rest) for _ in range(length)])
     keep_freed_memory()
-    with one_blas_thread():
+    with one_blas_thread(), using_threads(threads):
         return function(*arguments)
 
 
-def task(function: Callable[..., Any], *args: Any, name: str, key: str) -> Delayed:
+def task(function: Callable[..., Any], *args: Any, name: str, key: str, threads: int = 1) -> Delayed:
     """Return ``function(*args)`` as a lazy task; the dashboard groups tasks by ``name``.
+
+    ``threads`` are what kernels may use within it; more than 1 only for a task that runs alone.
 
     An argument may be a list of tasks. It is passed as single arguments and put together where the task
     runs: within a list Dask would keep the keys of persisted results, but no hold on the results.
@@ -90,4 +94,6 @@ def task(function: Callable[..., Any], *args: Any, name: str, key: str) -> Delay
         is_list = isinstance(item, list) and any(isinstance(part, Delayed) for part in item)
         lengths.append(len(item) if is_list else None)
         values.extend(item if is_list else [item])
-    return dask.delayed(call, pure=False)(function, tuple(lengths), *values, dask_key_name=f"{name}-{key}")
+    return dask.delayed(call, pure=False)(
+        function, tuple(lengths), threads, *values, dask_key_name=f"{name}-{key}"
+    )

@@ -50,7 +50,11 @@ def seed_two_level(run: Any, blocks: RowBlocks, k: int, config: KMeansConfig, se
     coarse = f"{name}-coarse"
     few = drawn_rows(run, blocks, min(len(blocks), COARSE_ROWS * h), derive_seed(seed, "coarse"), coarse)
     run.gather(
-        [run.task(_coarse, few, h, config.metric, seed, run.scratch(coarse), name="seed-coarse", key=name)],
+        [
+            run.task_alone(
+                _coarse, few, h, config.metric, seed, run.scratch(coarse), name="seed-coarse", key=name
+            )
+        ],
         "seed",
     )
     table = run.task(read_block, run.scratch(coarse), 0, h, name="seed-coarse-centroids", key=name)

@@ -13,7 +13,7 @@ from daskcurate.kernels.seeding import kmeans_plusplus
 
 def take_closest(x, centroids, metric, count):
     """The rows of each cluster closest to its centroid, in row order: written plainly."""
-    labels = lloyd.nearest(x, centroids, metric)
+    labels = assign.nearest(x, centroids, metric)
     distances = lloyd.own_distances(x, centroids, labels, metric)
     taken = []
     for j in range(len(centroids)):
@@ -135,7 +135,7 @@ def test_splits(client, pool, tmp_path, monkeypatch, metric, giant, masked):
     for cluster in range(6):  # every row is in the nearest part of its own cluster
         own = np.array(sorted(a for a, b in parts if b == cluster))
         members = inside & (coarse == cluster)
-        nearest = lloyd.nearest(rows[members], fine.centroids[own], metric)
+        nearest = assign.nearest(rows[members], fine.centroids[own], metric)
         best = lloyd.own_distances(rows[members], fine.centroids[own], nearest, metric)
         np.testing.assert_allclose(expected[members], best, atol=1e-5, rtol=1e-4)
     assert found.levels[1].n_rows == fine.n_clusters
@@ -143,9 +143,14 @@ def test_splits(client, pool, tmp_path, monkeypatch, metric, giant, masked):
     assert fine.inertia < single.inertia
 
 
-def test_hierarchies_are_the_same_in_one_task_and_in_many(client, pool, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("metric", "strategy"), [("l2", "closest"), ("cosine", "random")])
+def test_hierarchies_are_the_same_in_one_task_and_in_many(
+    client, pool, tmp_path, monkeypatch, metric, strategy
+):
     emb = pool(blobs(5), chunk_rows=77)
-    tree = dc.hierarchical_kmeans(emb, [40, 8], sample_sizes=[4, 2], n_resamples=2)
+    tree = dc.hierarchical_kmeans(
+        emb, [40, 8], sample_sizes=[4, 2], n_resamples=2, metric=metric, sample_strategy=strategy
+    )
     local = dc.compute(tree, store=tmp_path / "a.zarr")
     monkeypatch.setattr(fitting, "LOCAL_BYTES", 0)
     spread = dc.compute(tree, store=tmp_path / "b.zarr")

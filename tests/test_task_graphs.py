@@ -22,8 +22,8 @@ def tasks(monkeypatch):
             return [content_of(item) for item in value]
         return cloudpickle.dumps(value)
 
-    def record(function, *args, name, key):
-        task = original(function, *args, name=name, key=key)
+    def record(function, *args, name, key, threads=1):
+        task = original(function, *args, name=name, key=key, threads=threads)
         content = content_of([function, *args])
         assert contents.setdefault(task.key, content) == content, f"two tasks have the key {task.key}"
         made[task.key] = (getattr(function, "__name__", repr(function)), args)

@@ -6,12 +6,14 @@ accumulated in float64 whatever the dtype of the rows.
 """
 
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from daskcurate.arrays import Array, namespace_of, sparse_of, to_host
-from daskcurate.kernels.assign import Assignment, Scorer, assign, nearest, own_distances, reassign
+from daskcurate.kernels.assign import Assignment, Scorer, assign, own_distances, reassign
+from daskcurate.kernels.threads import spread
 
 OVER_RELAXATION = 1.7
 """How far updates go that are not to be Lloyd's: 1 is to the mean, further converges in fewer passes; below 2 the
@@ -187,9 +189,10 @@ class Farthest(NamedTuple):
     vectors: Array
 
 
-def farthest_rows(x: Array, rows: Array, centroids: Array, metric: str, count: int) -> Farthest:
-    """Return the ``count`` rows farthest from their nearest centroid, ties by row number."""
-    labels = nearest(x, centroids, metric)
+def farthest_rows(
+    x: Array, rows: Array, centroids: Array, labels: Array, metric: str, count: int
+) -> Farthest:
+    """Return the ``count`` rows ``x`` (m, d) farthest from the centroids of their ``labels``, ties by ``rows``."""
     distance = own_distances(x, centroids, labels, metric)
     return merge_farthest([Farthest(distance, rows, x)], count)
 
@@ -278,7 +281,7 @@ def lloyd(
     updates, objective = 0, 0.0
     for number in range(n_iters):
         scorer = Scorer(centroids, metric)
-        passed = [step_chunk(block, scorer, item, moves) for block, item in zip(blocks, last, strict=True)]
+        passed = spread(step_chunk, blocks, repeat(scorer), last, repeat(moves))
         last = list(passed)
         total = tree_combine([item.partial for item in passed if item.partial is not None])
         objective = objective_of(total, centroids)
@@ -288,8 +291,10 @@ def lloyd(
         if empty.size:
             far = merge_farthest(
                 [
-                    farthest_rows(block, _numbers(block, first), centroids, metric, empty.size)
-                    for block, first in zip(blocks, first_rows[:-1], strict=True)
+                    farthest_rows(
+                        block, _numbers(block, first), centroids, item.assignment.labels, metric, empty.size
+                    )
+                    for block, first, item in zip(blocks, first_rows[:-1], passed, strict=True)
                 ],
                 empty.size,
             )

@@ -43,7 +43,7 @@ def problems(draw):
 def test_nearest_finds_the_nearest_centroid(problem):
     x, centroids, metric = problem
     distances = oracle_distances(x, centroids, metric)
-    labels = lloyd.nearest(x, centroids, metric)
+    labels = assign.nearest(x, centroids, metric)
     found = distances[np.arange(len(x)), labels]
     assert labels.dtype == np.int32
     np.testing.assert_allclose(found, distances.min(axis=1), atol=1e-6, rtol=1e-6)
@@ -55,7 +55,7 @@ def test_nearest_finds_the_nearest_centroid(problem):
 @given(problems())
 def test_own_distances_are_exact(problem):
     x, centroids, metric = problem
-    labels = lloyd.nearest(x, centroids, metric)
+    labels = assign.nearest(x, centroids, metric)
     square = oracle_distances(x, centroids, metric)[np.arange(len(x)), labels]
     expected = square / 2 if metric == "cosine" else np.sqrt(square)
     np.testing.assert_allclose(
@@ -73,7 +73,7 @@ def test_one_update_is_the_means_whatever_the_chunks(problem, cuts):
     scorer = assign.Scorer(centroids, metric)
     spans = zip(edges[:-1], edges[1:], strict=True)
     total = lloyd.tree_combine([lloyd.step_chunk(x[a:b], scorer).partial for a, b in spans])
-    labels = lloyd.nearest(x, centroids, metric)
+    labels = assign.nearest(x, centroids, metric)
     assert total.counts.tolist() == np.bincount(labels, minlength=len(centroids)).tolist()
     updated = lloyd.finalize(total, centroids, metric)
     for j in range(len(centroids)):
@@ -91,7 +91,7 @@ def test_rows_far_from_the_origin_are_told_apart():
     rng = np.random.default_rng(0)
     x = (rng.standard_normal((500, 8)) + 5000).astype(np.float32)
     centroids = x[:20]
-    labels = lloyd.nearest(x, centroids, "l2")
+    labels = assign.nearest(x, centroids, "l2")
     distances = oracle_distances(x, centroids, "l2")
     np.testing.assert_allclose(distances[np.arange(500), labels], distances.min(axis=1), rtol=1e-4, atol=1e-3)
 
@@ -102,7 +102,7 @@ def test_equal_rows_get_equal_distances_wherever_they_stand(metric):
     x = make(rng, 4001, 33, metric)
     x[[0, 1023, 1024, 1500, 4000]] = x[7]
     centroids = make(rng, 5, 33, metric)
-    labels = lloyd.nearest(x, centroids, metric)
+    labels = assign.nearest(x, centroids, metric)
     found = lloyd.own_distances(x, centroids, labels, metric)[[0, 7, 1023, 1024, 1500, 4000]]
     assert len(set(found.tolist())) == 1
 
@@ -125,7 +125,7 @@ def test_the_loop_never_raises_the_objective(metric):
     centroids = x[:15]
     last = np.inf
     for _ in range(8):
-        labels = lloyd.nearest(x, centroids, metric)
+        labels = assign.nearest(x, centroids, metric)
         inertia = lloyd.inertia_of(x, centroids, labels, metric)
         assert inertia <= last * (1 + 1e-6)
         last = inertia
@@ -154,14 +154,14 @@ def test_empty_clusters_move_to_the_farthest_rows():
     x = np.array([[0, 0], [1, 0], [0, 1], [30, 0], [0, 50]], dtype=np.float32)
     far_away = np.array([[0, 0], [1e4, 1e4], [-1e4, 1e4]], dtype=np.float32)
     fit = lloyd.lloyd([x], far_away, "l2", 20)
-    labels = lloyd.nearest(x, fit.centroids, "l2")
+    labels = assign.nearest(x, fit.centroids, "l2")
     assert np.bincount(labels, minlength=3).tolist() == [3, 1, 1]
 
 
 def test_more_clusters_than_distinct_rows_leave_some_empty():
     x = np.repeat(np.eye(2, dtype=np.float32), 5, axis=0)
     fit = lloyd.lloyd([x], np.zeros((4, 2), np.float32), "l2", 20)
-    labels = lloyd.nearest(x, fit.centroids, "l2")
+    labels = assign.nearest(x, fit.centroids, "l2")
     assert len(set(labels.tolist())) == 2
     assert np.isfinite(fit.centroids).all()
 
@@ -176,7 +176,7 @@ def test_blocks_may_be_empty_and_single_rows():
 def test_farthest_rows_are_distinct_and_ordered():
     x = np.array([[5, 0], [9, 0], [9, 0], [0, 0], [7, 0]], dtype=np.float32)
     rows = np.array([10, 11, 12, 13, 14])
-    far = lloyd.farthest_rows(x, rows, np.zeros((1, 2), np.float32), "l2", 10)
+    far = lloyd.farthest_rows(x, rows, np.zeros((1, 2), np.float32), np.zeros(5, np.int32), "l2", 10)
     assert far.row.tolist() == [11, 14, 10]  # 12 repeats 11; 13 lies on the centroid
     assert far.distance.tolist() == [9, 7, 5]
 

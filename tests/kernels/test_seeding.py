@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskcurate.kernels import seeding
+from daskcurate.kernels.threads import using_threads
 
 
 @settings(max_examples=60, deadline=None)
@@ -59,7 +60,8 @@ def test_draws_follow_the_mass():
 
 def test_copies_of_a_center_are_at_distance_zero():
     rng = np.random.default_rng(0)
-    x = seeding.centered((rng.standard_normal((200, 30)) + 50).astype(np.float32))
+    x = (rng.standard_normal((200, 30)) + 50).astype(np.float32)
+    x -= x.mean(axis=0)
     squares = (x * x).sum(axis=1)
     found = seeding.squared_distances(x, squares, x[:5])
     np.testing.assert_array_equal(found[np.arange(5), np.arange(5)], 0)
@@ -80,3 +82,67 @@ def test_oversampling_takes_rows_in_proportion():
     near = np.array([0, 1, 3, 100], dtype=np.float32)
     uniform = np.array([0.0, 0.0195, 0.029, 0.999])
     assert seeding.oversample(near, uniform, 104.0, 2.0).tolist() == [2, 3]
+
+
+def potential_of(x, seeds):
+    chosen = x[seeds].astype(np.float64)
+    square = (x.astype(np.float64) ** 2).sum(axis=1)[:, None] + (chosen**2).sum(axis=1) - 2 * x @ chosen.T
+    return square.min(axis=1).sum()
+
+
+def grouped_rows(seed, m=5000, d=12, centres=300):
+    rng = np.random.default_rng(seed)
+    points = rng.standard_normal((centres, d)) * 3
+    return (points[rng.integers(0, centres, m)] + rng.standard_normal((m, d))).astype(np.float32)
+
+
+def test_comparing_candidates_with_near_rows_only_is_as_good(monkeypatch):
+    assert seeding.is_grouped(5000, 200)
+    grouped, full = [], []
+    for seed in range(4):
+        x = grouped_rows(seed)
+        grouped.append(potential_of(x, seeding.kmeans_plusplus(x, 200, np.random.default_rng(seed))))
+        with monkeypatch.context() as patch:
+            patch.setattr(seeding, "GROUPED_SEEDS", 10**9)
+            full.append(potential_of(x, seeding.kmeans_plusplus(x, 200, np.random.default_rng(seed))))
+    assert np.mean(grouped) < 1.01 * np.mean(full)
+
+
+def test_the_distances_that_draws_follow_are_those_to_all_seeds():
+    x = grouped_rows(9)
+    field = seeding._Field(x, 200, np.random.default_rng(0), None)
+    rng = np.random.default_rng(1)
+    field.add(np.array([17]))
+    seeds = [17]
+    for turn in range(40):
+        drawn = field.drawn(rng.integers(0, 5000, 3), len(seeds) + 100)
+        assert all(found.groups is not None and len(found.groups) == seeding.NEAR_GROUPS for found in drawn)
+        gains = field.gains(drawn)
+        np.testing.assert_allclose(gains, [field._gain(found) for found in drawn], rtol=1e-4)
+        field.take(drawn[int(gains.argmax())])
+        seeds.append(drawn[int(gains.argmax())].row)
+        if turn % 10 == 9:
+            field.settle()
+            ordered = x[field.order].astype(np.float64)
+            square = ((ordered[:, None] - ordered[seeds][None]) ** 2).sum(axis=2).min(axis=1)
+            np.testing.assert_allclose(field.near, square, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_threads_change_no_seed(weighted):
+    x = grouped_rows(5, m=9_000)
+    weights = np.random.default_rng(2).integers(0, 5, len(x)).astype(float) if weighted else None
+    plain = seeding.kmeans_plusplus(x, 150, np.random.default_rng(3), weights)
+    with using_threads(3):
+        shared = seeding.kmeans_plusplus(x, 150, np.random.default_rng(3), weights)
+    np.testing.assert_array_equal(plain, shared)
+    assert len(set(plain.tolist())) == 150
+    if weights is not None:
+        assert (weights[plain] > 0).all()
+
+
+def test_many_copies_among_many_rows():
+    x = np.repeat(grouped_rows(6, m=120), 60, axis=0)
+    seeds = seeding.kmeans_plusplus(x, 130, np.random.default_rng(0))
+    assert len(set(seeds.tolist())) == 130
+    assert len({x[i].tobytes() for i in seeds}) == 120
