@@ -13,8 +13,9 @@ from daskcurate.config import KEEPS, DedupConfig, check_choice, check_number
 from daskcurate.global_matching import match_pool
 from daskcurate.kernels.draws import derive_seed
 from daskcurate.kernels.similarity import TILE, is_duplicate
+from daskcurate.kernels.threads import spread
 from daskcurate.kmeans import Clustering
-from daskcurate.matching import MATCHES, match_clusters
+from daskcurate.matching import MATCHES, fits_one_task, match_clusters, match_in_memory
 from daskcurate.members import (
     Members,
     SortKey,
@@ -152,30 +153,38 @@ class SemanticDedup(Selection):
         scores = self.inputs.get("score")
         score_url = None if scores is None else write_scores(run, members, scores.values)
         key = SortKey.for_keep(config.keep, derive_seed(config.seed, "dedup"), score_url)
-        run.note(0.05, "order rows")
-        match = self._match_pool if config.scope == "global" else self._match_clusters
-        back, figures = match(run, members, key, sizes)
-        run.note(0.9, "write")
-        arrays = (("counts", "counts"), ("max_similarity", "similarity"), ("duplicate_of", "duplicate_of"))
-        urls = [run.declare(name, (members.n_rows,), members.chunk_rows) for name, _ in arrays]
-        writes = [
-            run.task(_write_chunk, frame, members, r, urls, config.eps, name="write-matches", key=r[0])
-            for frame, r in zip(back, members.ranges, strict=True)
-        ]
+        names = ("counts", "max_similarity", "duplicate_of")
+        urls = [run.declare(name, (members.n_rows,), members.chunk_rows) for name in names]
+        emb, across = self.inputs["emb"], config.scope == "global"
+        figures = {"pairs": pairs_within(sizes)}
+        if not across and fits_one_task(run, members, sizes, emb.dim, emb.dtype.itemsize):
+            run.note(0.1, "compare rows")
+            writes = [
+                run.task_alone(
+                    _match_whole, members, key, config.rule, config.eps, urls, name="dedup-compare"
+                )
+            ]
+        else:
+            run.note(0.05, "order rows")
+            if across:
+                back, figures = self._match_pool(run, members, key, sizes)
+            else:
+                back = self._match_clusters(run, members, key, sizes)
+            run.note(0.9, "write")
+            writes = [
+                run.task(_write_chunk, frame, members, r, urls, config.eps, name="write-matches", key=r[0])
+                for frame, r in zip(back, members.ranges, strict=True)
+            ]
         total, rows_in = sum(run.gather(writes, "write")), int(sizes.sum())
         return {"total": total, "rows_in": rows_in, "duplicates": rows_in - total, **figures}
 
-    def _match_clusters(
-        self, run: Any, members: Members, key: SortKey, sizes: np.ndarray
-    ) -> tuple[list[Delayed], dict[str, Any]]:
-        """Return a frame of matches within clusters per chunk, and figures."""
+    def _match_clusters(self, run: Any, members: Members, key: SortKey, sizes: np.ndarray) -> list[Delayed]:
+        """Return a frame of matches within clusters per chunk."""
         ranks = run.persist(member_ranks(run, members, key, sizes), "order rows")
         run.note(0.1, "compare rows")
         emb, config = self.inputs["emb"], self.config
         matches = match_clusters(run, members, ranks, sizes, emb.dim, str(emb.dtype), config.rule, config.eps)
-        pairs = int((sizes.astype(object) * (sizes.astype(object) - 1) // 2).sum()) if len(sizes) else 0
-        back = regroup(run, matches, MATCHES, len(members.ranges), 28 * int(sizes.sum()), "back")
-        return back, {"pairs": pairs}
+        return regroup(run, matches, MATCHES, len(members.ranges), 28 * int(sizes.sum()), "back")
 
     def _match_pool(
         self, run: Any, members: Members, key: SortKey, sizes: np.ndarray
@@ -187,15 +196,44 @@ class SemanticDedup(Selection):
         return match_pool(run, members, ranks, sizes, emb.dim, str(emb.dtype), config.rule, config.eps)
 
 
+def pairs_within(sizes: np.ndarray) -> int:
+    """Return the pairs of rows of clusters of the given sizes."""
+    return int((sizes.astype(object) * (sizes.astype(object) - 1) // 2).sum()) if len(sizes) else 0
+
+
+def _match_whole(members: Members, key: SortKey, rule: str, eps: float, urls: list[str]) -> int:
+    found = match_in_memory(members, key, rule, eps)
+
+    def write(start: int, stop: int) -> int:
+        similarity, match = found.similarity[start:stop], found.position[start:stop]
+        return _write(members, (start, stop), similarity, match, urls, eps)
+
+    return sum(spread(write, *zip(*members.ranges, strict=True)))
+
+
 def _write_chunk(
     frame: pd.DataFrame, members: Members, bounds: tuple[int, int], urls: list[str], eps: float
 ) -> int:
     start, stop = bounds
-    inside = load_labels(members, start, stop) >= 0
-    similarity = np.where(inside, np.float32(-1), np.float32(np.nan))
+    similarity = np.full(stop - start, -1, dtype=np.float32)
     match = np.full(stop - start, -1, dtype=np.int64)
     at = frame["row"].to_numpy() - start
     similarity[at], match[at] = frame["similarity"].to_numpy(), frame["duplicate_of"].to_numpy()
+    return _write(members, bounds, similarity, match, urls, eps)
+
+
+def _write(
+    members: Members,
+    bounds: tuple[int, int],
+    similarity: np.ndarray,
+    match: np.ndarray,
+    urls: list[str],
+    eps: float,
+) -> int:
+    """Write what was found of the rows of a chunk; return how many are kept."""
+    start, stop = bounds
+    inside = load_labels(members, start, stop) >= 0
+    similarity = np.where(inside, similarity, np.float32(np.nan))
     kept = inside & ~is_duplicate(similarity, eps)
     for url, values in zip(urls, (kept.astype(np.uint8), similarity, match), strict=True):
         write_block(url, start, values)

@@ -5,6 +5,7 @@ result is the same wherever a cluster is cut, and no pair is missed.
 """
 
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,8 @@ from dask.delayed import Delayed
 
 from daskcurate.kernels import similarity as kernel
 from daskcurate.kernels.similarity import TILE, EarlierMatch
-from daskcurate.members import Members, load_labels, read_small, write_small
+from daskcurate.kernels.threads import spread
+from daskcurate.members import Members, SortKey, load_labels, read_small, write_small
 from daskcurate.planning import Limits
 from daskcurate.regroup import contiguous_partitions, from_cells, regroup, to_cells
 from daskcurate.rows import tree
@@ -53,6 +55,52 @@ def cut(sizes: np.ndarray, limit: int) -> Cuts:
     extra = np.cumsum(np.where(giant, pieces - 1, 0)) - np.where(giant, pieces - 1, 0)
     first = shared + extra
     return Cuts(first, giant, limit, int(first[-1] + pieces[-1]) if len(sizes) else 1)
+
+
+WHOLE_OPERATIONS = 50_000_000_000
+"""Work of each thread, some tenths of a second to a second, up to which one task compares the rows of a small pool:
+to regroup them over the cluster would take longer."""
+
+
+def fits_one_task(run: Any, members: Members, sizes: np.ndarray, dim: int, itemsize: int) -> bool:
+    """Return whether :func:`match_in_memory` compares the rows, on the cores of one host, rather than many tasks.
+
+    The result is the same to the bit. No cluster may be so large that one thread is left with it.
+    """
+    work = dim * (sizes.astype(np.float64) ** 2)
+    return (
+        members.n_rows * (dim * itemsize + 28) <= run.limits.small_regroup_bytes
+        and work.sum() <= WHOLE_OPERATIONS * run.limits.host_threads
+        and work.max(initial=0) * run.limits.host_threads <= max(work.sum(), WHOLE_OPERATIONS / 10)
+    )
+
+
+def match_in_memory(members: Members, key: SortKey, rule: str, eps: float) -> EarlierMatch:
+    """Return the match of every row of the pool within its cluster: similarity (n,), and row number (n,).
+
+    Rows without a cluster, or without an earlier row in it, have -1 and -1.
+    """
+    starts, stops = zip(*members.ranges, strict=True)
+    labels = np.concatenate(spread(load_labels, repeat(members), starts, stops))
+    keys = np.concatenate(spread(key.load, repeat(members), starts, stops))
+    source = members.source
+    assert source is not None
+    rows = np.concatenate(spread(source.read, starts, stops))
+    inside = np.flatnonzero(labels >= 0)
+    order = inside[np.lexsort((keys[inside], labels[inside]))]
+    bounds = (
+        np.flatnonzero(np.r_[True, np.diff(labels[order]) != 0, True]) if len(order) else np.zeros(1, int)
+    )
+    similarity, match = np.full(len(labels), -1, np.float32), np.full(len(labels), -1, np.int64)
+
+    def compare(start: int, stop: int) -> None:
+        numbers = order[start:stop]
+        if len(numbers) > 1:
+            found = match_cluster(rows[numbers], rule, eps)
+            similarity[numbers], match[numbers] = found.similarity, _row_numbers(found, numbers)
+
+    spread(compare, bounds[:-1], bounds[1:])
+    return EarlierMatch(similarity, match)
 
 
 def match_clusters(

@@ -69,7 +69,7 @@ def test_ranks_by_group_break_ties_by_position(rows):
         assert found[i] == len(before)
 
 
-@pytest.mark.parametrize("rank_rows", [40, 5], ids=["whole clusters", "clusters in ranges"])
+@pytest.mark.parametrize("rank_rows", [1000, 40, 5], ids=["all rows", "whole clusters", "clusters in ranges"])
 @pytest.mark.parametrize("small", [1 << 30, 0], ids=["one task", "shuffle"])
 def test_ranks_in_clusters(client, small, rank_rows):
     rng = np.random.default_rng(0)
