@@ -9,6 +9,7 @@ from daskcurate.fast_loop import iterate_fast
 from daskcurate.kernels import lloyd
 from daskcurate.kernels.draws import derive_seed
 from daskcurate.lloyd_loop import assigned_block, iterate_lloyd, table_of
+from daskcurate.planning import Limits
 from daskcurate.remembering import Table, read_centroids
 from daskcurate.resampling import resample_in_memory
 from daskcurate.rows import Block, RowBlocks
@@ -25,25 +26,29 @@ SMALL_BYTES, SMALL_OPERATIONS = 32 << 20, 4_000_000_000
 
 def is_small(blocks: RowBlocks, k: int) -> bool:
     """Return whether Lloyd's algorithm is used, whatever the configuration says."""
-    return blocks.nbytes <= min(SMALL_BYTES, LOCAL_BYTES) and _operations(blocks, k) <= SMALL_OPERATIONS
+    operations = 2 * len(blocks) * k * (blocks.dim + 8)
+    return blocks.nbytes <= min(SMALL_BYTES, LOCAL_BYTES) and operations <= SMALL_OPERATIONS
 
 
-def _operations(blocks: RowBlocks, k: int) -> int:
-    return 2 * len(blocks) * k * (blocks.dim + 8)
+def one_task_bytes(n: int, d: int, k: int, blocks: int) -> int:
+    """Return the memory of one task that clusters n rows of width d whole: copies of them, sums of each block."""
+    return 4 * n * d * 4 + 2 * blocks * k * d * 8
 
 
-def _fits_one_task(run: Any, blocks: RowBlocks, k: int) -> bool:
+def fits_one_task(limits: Limits, n: int, d: int, k: int, blocks: int) -> bool:
     """Return whether one task, with the cores of its host, takes the place of Lloyd's rounds over the cluster.
 
     The result is the same to the bit; the rounds cost more than the work where that is little.
     """
-    sums = 2 * len(blocks.blocks) * k * blocks.dim * 8
-    memory = run.limits.thread_memory
     return (
-        blocks.nbytes + sums <= min(2 * LOCAL_BYTES, memory // 2)
-        and blocks.nbytes <= LOCAL_BYTES
-        and _operations(blocks, k) <= LOCAL_OPERATIONS * run.limits.host_threads
+        n * d * 4 <= LOCAL_BYTES
+        and one_task_bytes(n, d, k, blocks) <= min(8 * LOCAL_BYTES, limits.thread_memory)
+        and 2 * n * k * (d + 8) <= LOCAL_OPERATIONS * limits.host_threads
     )
+
+
+def _in_one_task(run: Any, blocks: RowBlocks, k: int) -> bool:
+    return fits_one_task(run.limits, len(blocks), blocks.dim, k, len(blocks.blocks))
 
 
 def fit(
@@ -76,7 +81,7 @@ def fit(
     if resumed:
         best, best_inertia = resumed["best"], resumed["best_inertia"] if resumed["best"] else np.inf
     lloyds = config.algorithm == "lloyd" or is_small(blocks, k)
-    local = lloyds and _fits_one_task(run, blocks, k)
+    local = lloyds and _in_one_task(run, blocks, k)
     for restart in range(int(resumed.get("restart", 0)), config.n_init):
         name = f"s{step}-r{restart}"
         state = {
@@ -92,7 +97,7 @@ def fit(
             found = _iterate(run, blocks, config, lloyds, name, state, resumed, seed, progress, what)
         else:
             run.note(progress[0], f"{what}seeding")
-            seeds = seed_centroids(run, blocks, k, config, seed, f"{name}-seeds", given, two_level=not lloyds)
+            seeds = seed_centroids(run, blocks, k, config, seed, f"{name}-seeds", given, sampled=not lloyds)
             if local:
                 found = _fit_local(run, blocks, config, seeds, name)
             else:
@@ -153,7 +158,7 @@ def resamples_whole(run: Any, blocks: RowBlocks, k: int, config: KMeansConfig) -
     """Return whether :func:`fit_resampled` does a resampling step of these rows, rather than tasks for each part."""
     lloyds = config.algorithm == "lloyd" or is_small(blocks, k)
     simple = config.init == "k-means++" and config.n_init == 1
-    return lloyds and simple and _fits_one_task(run, blocks, k)
+    return lloyds and simple and _in_one_task(run, blocks, k)
 
 
 def fit_resampled(

@@ -7,12 +7,13 @@ fit to runs on embeddings of texts (``benchmarks/plan_seconds.py``): nothing at 
 import math
 from typing import Any
 
+from daskcurate.fitting import fits_one_task, one_task_bytes
 from daskcurate.kernels.restricted import list_size
 from daskcurate.kernels.seeding import operations, trials
 from daskcurate.planning import PROCESS_BYTES, SHUFFLE_BYTES, Limits, StagePlan, tree_tasks
 from daskcurate.remembering import LIMIT_BYTES, PARTIAL_SHARE
-from daskcurate.rows import chunks_per_block
-from daskcurate.seeds import greedy_rows
+from daskcurate.rows import BLOCKS, chunks_per_block
+from daskcurate.seeds import SAMPLE_ROWS, greedy_rows, seeds_at_once
 from daskcurate.two_level import COARSE_ROWS, PARTITIONS, SEED_ROWS, UPDATES
 
 PASSES = 9
@@ -26,6 +27,8 @@ ROUNDS = 2.5
 def seed_memory(config: Any, n: int, d: int, k: int, block: int) -> int:
     """Return the bytes of the largest seeding task, for k seeds of n rows of width d in blocks of ``block`` items."""
     if config.init == "k-means++":
+        if config.algorithm != "lloyd" and seeds_at_once(n, d, k):
+            return 3 * min(n, SAMPLE_ROWS * k) * d * 4 + 2 * BLOCKS * k * d * 8
         if config.algorithm != "lloyd":
             return 3 * min(n, SEED_ROWS * k) * d * 4 // max(1, min(PARTITIONS, math.isqrt(k))) + k * d * 8
         return 3 * greedy_rows(n, d, k) * d * 4
@@ -62,11 +65,11 @@ def kmeans_plan(
         "assign": 0.0,
         "listed": 0.0,
         "seed": 0.0,
-        "serial-seed": 0.0,
+        "alone-seed": 0.0,
         "serial-assign": 0.0,
         "stream": 0.0,
     }
-    passes = 2.0 + config.resamples
+    passes, whole = 2.0 + config.resamples, 0
     for rows in fits:
         _add_seeding(work, config, rows, d, k)
         if fast:
@@ -80,7 +83,9 @@ def kmeans_plan(
         else:
             work["assign"] += 2 * rows * k * d * lloyd_passes(config.n_iters, rows / k)
             work["stream"] += 4 * rows * d * 1.7 * config.n_iters
-            passes += config.n_iters
+            local = fits_one_task(limits, rows, d, k, min(blocks, rows))
+            passes += 1 if local else config.n_iters
+            whole = max(whole, one_task_bytes(rows, d, k, min(blocks, rows)) if local else 0)
     if config.algorithm == "two-level":
         work["listed"] += 2 * n * d * (4 * list_size(k) + 4 * math.sqrt(k)) * (1 + config.resamples)
     elif not fast:
@@ -96,6 +101,7 @@ def kmeans_plan(
         "step": items * (itemsize + 4) + 4 * k * d * 4 + partial + (16 << 20),
         "combine": 9 * k * (d + 1) * 8,
         "seed": seed_memory(config, n, d, k, items),
+        "whole": whole,
         "split": 5 * min(n * d * 4, split_bytes) + SHUFFLE_BYTES if config.n_splits > 1 else 0,
     }
     worst = max(tasks_memory, key=lambda name: tasks_memory[name])
@@ -103,6 +109,7 @@ def kmeans_plan(
         "step": "lower n_clusters, or give the workers more memory or fewer threads each",
         "combine": "lower n_clusters, or give the workers more memory or fewer threads each",
         "seed": "use init='random', or give the workers more memory",
+        "whole": "give the workers more memory or fewer threads each",
         "split": "give the workers more memory or fewer threads each",
     }[worst]
     made = k * config.n_splits
@@ -110,7 +117,7 @@ def kmeans_plan(
         stage=title,
         rows=n,
         bytes_read=int(n * d * itemsize * (1 if held else passes)),
-        flops=int(sum(work[name] for name in ("assign", "listed", "seed", "serial-seed", "serial-assign"))),
+        flops=int(sum(work[name] for name in ("assign", "listed", "seed", "alone-seed", "serial-assign"))),
         tasks=int(passes * (blocks + tree_tasks(blocks) + 2)),
         peak_memory=PROCESS_BYTES + limits.threads_per_worker * tasks_memory[worst] + kept,
         disk=n * 8 + made * (d * 4 + 8),
@@ -124,13 +131,17 @@ def _add_seeding(work: dict[str, float], config: Any, n: int, d: int, k: int) ->
     """Add what seeding k clusters among n rows takes."""
     if config.init == "k-means||":
         work["assign"] += 2 * n * d * 20 * k
-        work["serial-seed"] += operations(min(n, 10 * k), d, k)
+        work["alone-seed"] += operations(min(n, 10 * k), d, k)
+    elif config.init == "k-means++" and config.algorithm != "lloyd" and seeds_at_once(n, d, k):
+        rows = min(n, SAMPLE_ROWS * k)
+        work["alone-seed"] += operations(rows, d, k)
+        work["assign"] += 2 * rows * d * k * UPDATES
     elif config.init == "k-means++" and config.algorithm != "lloyd":
         h = max(1, round(math.sqrt(k)))
         rows, coarse = min(n, SEED_ROWS * k), min(n, COARSE_ROWS * h)
-        work["serial-seed"] += operations(coarse, d, h)
+        work["alone-seed"] += operations(coarse, d, h)
         work["seed"] += 2 * rows * d * (k / h) * trials(k // h)
         work["assign"] += 2 * rows * d * ((k / h) * UPDATES + h)
         work["serial-stream"] = work.get("serial-stream", 0.0) + 2 * rows * d * 4
     elif config.init == "k-means++":
-        work["serial-seed"] += operations(greedy_rows(n, d, k), d, k)
+        work["alone-seed"] += operations(greedy_rows(n, d, k), d, k)

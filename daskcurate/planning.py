@@ -15,6 +15,8 @@ from daskcurate.local_cluster import LocalClusterConfig
 
 PROCESS_BYTES = 260 << 20
 """Python, Dask and the libraries of a worker process before it holds any data."""
+ALONE_GAIN = 0.6
+"""What each further thread adds to the rate of a task that runs alone: some of its steps are not shared."""
 SMALL_REGROUP_BYTES = 256 << 20
 """Frames up to this size (less where workers are small) are regrouped in one task."""
 PART_BYTES = 64 << 20
@@ -116,7 +118,7 @@ class StagePlan:
     work: Mapping[str, float] = field(default_factory=dict)
     """What takes time, by the name of the rate it goes at (see :class:`daskcurate.calibration.Machine`):
     operations or bytes shared by all threads; with the prefix ``serial-``, done by one thread while the others
-    wait; and ``rounds``, steps that wait for one another."""
+    wait, or ``alone-``, by one task with the threads of its host; and ``rounds``, steps that wait for one another."""
     parts: int = 1
     """Equal parts that the work comes in; threads without a part wait."""
 
@@ -130,6 +132,9 @@ class StagePlan:
                 total += amount * machine.round
             elif name.startswith("serial-"):
                 total += amount / getattr(machine, name.removeprefix("serial-"))
+            elif name.startswith("alone-"):
+                shared = 1 + ALONE_GAIN * (limits.host_threads - 1)
+                total += amount / (getattr(machine, name.removeprefix("alone-")) * shared)
             else:
                 total += amount / (getattr(machine, name) * threads)
         return total

@@ -42,7 +42,7 @@ def seed_centroids(
     name: str,
     given: np.ndarray | None,
     *,
-    two_level: bool = False,
+    sampled: bool = False,
 ) -> str:
     """Write k seeds to scratch array ``name`` and return the name.
 
@@ -50,8 +50,9 @@ def seed_centroids(
     ----------
     given
         (k', d) centroids for ``init="array"``; the first k are used.
-    two_level
-        Whether ``k-means++`` may be run in two levels: coarse clusters, then seeds within each.
+    sampled
+        Whether ``k-means++`` runs on a sample only, in two levels where that is large (coarse clusters, then
+        seeds within each), and moves the seeds by a few updates on it.
     """
     url = run.scratch(name)
     if config.init == "array":
@@ -62,9 +63,9 @@ def seed_centroids(
         run.gather([run.task(_write_rows, picked, url, name="seed-random", key=name)], "seed")
     elif config.init == "k-means||":
         _scalable(run, blocks, k, seed, url, name)
-    elif two_level and min(len(blocks), SAMPLE_ROWS * k) * 4 * blocks.dim > WHOLE_BYTES:
+    elif sampled and not seeds_at_once(len(blocks), blocks.dim, k):
         seed_two_level(run, blocks, k, config, seed, name)
-    elif two_level:
+    elif sampled:
         count = min(len(blocks), SAMPLE_ROWS * k)
         parts = drawn_rows(run, blocks, count, seed, name)
         run.gather(
@@ -78,6 +79,11 @@ def seed_centroids(
             parts = drawn_rows(run, blocks, count, seed, name)
         run.gather([run.task_alone(_plusplus, parts, k, seed, url, name="seed-kmeans++", key=name)], "seed")
     return name
+
+
+def seeds_at_once(n: int, dim: int, k: int) -> bool:
+    """Return whether one task holds the sample of which the algorithms besides Lloyd's take their seeds."""
+    return min(n, SAMPLE_ROWS * k) * 4 * dim <= WHOLE_BYTES
 
 
 def warn_of_sample(run: Any, count: int, n: int) -> None:
@@ -106,6 +112,7 @@ def _plusplus(blocks: list[Block], k: int, seed: int, url: str) -> None:
 
 
 def _refined(blocks: list[Block], k: int, config: KMeansConfig, seed: int, url: str) -> None:
+    """Write greedy k-means++ seeds of a sample, moved by a few updates on it."""
     rows = np.concatenate([block.rows for block in blocks])
     seeds = rows[seeding.kmeans_plusplus(rows, k, np.random.default_rng(seed))]
     step = -(-len(rows) // BLOCKS)

@@ -7,7 +7,7 @@ from oracles import blobs
 import daskcurate as dc
 from daskcurate import calibration, planner
 from daskcurate.kmeans_planning import lloyd_passes
-from daskcurate.planning import Limits, StagePlan
+from daskcurate.planning import ALONE_GAIN, Limits, StagePlan
 
 
 def test_a_calibrated_plan_says_seconds_and_a_plain_one_does_not(client, pool, monkeypatch):
@@ -34,13 +34,14 @@ def test_seconds_are_shared_by_threads_that_have_a_part():
     rates = calibration.Machine(assign=10, listed=1, seed=2, compare=1, stream=1, task=0.5, round=3)
     stage = StagePlan(
         stage="s", rows=1, bytes_read=0, flops=0, tasks=4, peak_memory=0, disk=0,
-        work={"assign": 120, "serial-seed": 10, "rounds": 2}, parts=3,
+        work={"assign": 120, "serial-seed": 10, "alone-seed": 8, "rounds": 2}, parts=3,
     )  # fmt: skip
-    one, two = Limits(1, 1, None), Limits(2, 2, None)
-    assert stage.seconds(rates, one) == pytest.approx(4 * 0.5 + 120 / 10 + 10 / 2 + 2 * 3)
-    assert stage.seconds(rates, two) == pytest.approx(
-        4 * 0.5 + 120 / (10 * 1.5) + 10 / 2 + 2 * 3
-    )  # 3 parts: 2 turns
+    one, two = Limits(1, 1, None), Limits(2, 2, None, host_threads=2)
+    fixed = 4 * 0.5 + 10 / 2 + 2 * 3
+    assert stage.seconds(rates, one) == pytest.approx(fixed + 120 / 10 + 8 / 2)
+    assert stage.seconds(rates, two) == pytest.approx(  # 3 parts: 2 turns
+        fixed + 120 / (10 * 1.5) + 8 / (2 * (1 + ALONE_GAIN))
+    )
 
 
 def test_later_lloyd_passes_are_expected_to_cost_less():
