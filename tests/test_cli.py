@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import daskcurate as dc
-from daskcurate import cli
+from daskcurate import cli, demo
 
 N, DIM = 300, 8
 
@@ -286,6 +286,17 @@ def test_the_demo(folder, call, scheduler_file):
     assert command == ["report", "out/run.zarr", "--images", "out/images.npy"]
     assert call(*command).code == 0
     assert "digit-0-" in (folder / "out" / "run-report" / "index.html").read_text()
+
+
+def test_the_demo_names_a_command_that_works_where_it_stands(monkeypatch):
+    monkeypatch.setattr("sys.argv", [".venv/bin/daskcurate", "demo"])
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert demo.program() == ".venv/bin/daskcurate"
+    monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
+    assert demo.program() == "daskcurate"
+    assert demo.report_hint() == "Look at it: "
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert demo.report_hint() == 'Look at it, after pip install "daskcurate[report]": '
 
 
 def test_the_demo_of_own_embeddings(folder, call, scheduler_file):
