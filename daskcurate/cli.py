@@ -48,7 +48,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help=(__doc__ or "").splitlines()[0],
+    help="Curate training data by its embeddings, out of core, on Dask. 'daskcurate demo' shows what it does.",
 )
 
 

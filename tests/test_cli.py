@@ -11,6 +11,7 @@ import yaml
 
 import daskcurate as dc
 from daskcurate import cli, demo
+from daskcurate.store import RunStore
 
 N, DIM = 300, 8
 
@@ -286,6 +287,17 @@ def test_the_demo(folder, call, scheduler_file):
     assert command == ["report", "out/run.zarr", "--images", "out/images.npy"]
     assert call(*command).code == 0
     assert "digit-0-" in (folder / "out" / "run-report" / "index.html").read_text()
+
+
+def test_a_folder_of_a_run_store_is_told_from_the_store(folder, call):
+    (folder / "out" / "other.zarr").mkdir(parents=True)
+    RunStore(folder / "out" / "run.zarr").create()
+    for command in ("status", "report"):
+        found = call(command, "out")
+        assert found.code == 2
+        assert f"{folder}/out exists and is not a run store" in found.err
+        assert found.err.strip().endswith(f"there is one at {folder}/out/run.zarr")
+    assert "there is one" not in call("status", str(folder)).err
 
 
 def test_the_demo_names_a_command_that_works_where_it_stands(monkeypatch):

@@ -153,6 +153,12 @@ def test_what_a_page_names_is_there(path):
         assert (path.parent / target).exists(), target
 
 
+def test_pictures_are_small():
+    sizes = {path.name: path.stat().st_size for path in (DOCS / "pictures").iterdir()}
+    assert len(sizes) >= 3
+    assert max(sizes.values()) < 200_000, sizes
+
+
 def test_every_page_is_in_the_table_of_contents():
     listed = set("\n".join(blocks(DOCS / "index.md", "{toctree}")).split())
     missing = {str(path.relative_to(DOCS).with_suffix("")) for path in PAGES} - listed - {"index"}
