@@ -163,6 +163,10 @@ def test_a_run_its_status_and_its_exports(folder, call, scheduler_file, cluster)
     assert np.array_equal(np.flatnonzero(table["keep"]), picks)
     kept = (folder / "kept.txt").read_text().split()
     assert len(kept) == N - 40
+    assert call("plan", "run.yaml", *on_cluster).out.endswith("to run: run.zarr holds every stage.\n")
+    again = call("export", "run.yaml", "dedup", "kept.txt")
+    assert again.code == 2
+    assert "kept.txt exists already: give another dest, or overwrite=True (--overwrite)" in again.err
     assert kept[0].startswith("image-")
 
     found = call("status", "run.zarr")
