@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-slow test-gpu lint bench clean help
+.PHONY: demo test test-slow test-gpu lint docs bench clean help
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -e 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,10 @@ lint: $(VENV)/.installed-test  ## Check style (ruff) and types (mypy)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.installed-docs  ## Make the site of docs/ in docs/_build; warnings are errors
+	$(BIN)/sphinx-build --builder html --fail-on-warning --keep-going --quiet docs docs/_build $(ARGS)
+	@echo 'docs/_build/index.html'
+
 DATA ?=
 BENCHES := kmeans dedup hierarchy allocation scaling plan_seconds simulations
 
@@ -49,7 +53,7 @@ bench: $(VENV)/.installed-bench  ## Run every benchmark in benchmarks/ (DATA=row
 	done
 
 clean:  ## Remove .venv, caches and build files; results stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -rf dask-worker-space dask-scratch-space
 	find benchmarks cluster_setup daskcurate pipelines tests -name __pycache__ -prune -exec rm -rf {} +
 

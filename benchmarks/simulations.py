@@ -7,6 +7,7 @@ each ring, beside the published figures, which are of one unseeded run each.
 import argparse
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,40 +29,42 @@ RUNS = {
 RINGS = ((20_000, 247), (200, 110), (1_000, 227), (500, 198), (8_000, 218))
 
 
+def mixture_centroids(folder: Path, seed: int) -> Iterator[tuple[str, np.ndarray, float]]:
+    """Yield the name of each run, its last level's centroids (300, 2), and its seconds."""
+    emb = dc.ingest(mixture(seed), folder / f"mixture-{seed}.zarr", normalize=False)
+    for name, (settings, _) in RUNS.items():
+        started = time.perf_counter()
+        tree = dc.hierarchical_kmeans(emb, seed=seed, **settings)
+        # a store for each run: its time is to hold every level
+        result = dc.compute(tree, store=folder / f"run-{seed}-{len(settings)}-{name}.zarr", progress=False)
+        yield name, result.levels[-1].centroids, time.perf_counter() - started
+
+
 def kl_rows(folder: Path, seeds: int) -> dict[str, list[tuple[float, float]]]:
     """Return (KL, seconds) of every run for every seed."""
     found: dict[str, list[tuple[float, float]]] = {"the data itself": [], **{name: [] for name in RUNS}}
     for seed in range(seeds):
-        points = mixture(seed)
-        emb = dc.ingest(points, folder / f"mixture-{seed}.zarr", normalize=False)
-        found["the data itself"].append((kl_to_uniform(points), 0.0))
-        for name, (settings, _) in RUNS.items():
-            started = time.perf_counter()
-            tree = dc.hierarchical_kmeans(emb, seed=seed, **settings)
-            # a store for each run: its time is to hold every level
-            result = dc.compute(
-                tree, store=folder / f"run-{seed}-{len(settings)}-{name}.zarr", progress=False
-            )
-            seconds = time.perf_counter() - started
-            found[name].append((kl_to_uniform(result.levels[-1].centroids), seconds))
+        found["the data itself"].append((kl_to_uniform(mixture(seed)), 0.0))
+        for name, centroids, seconds in mixture_centroids(folder, seed):
+            found[name].append((kl_to_uniform(centroids), seconds))
             print(f"seed {seed}, {name}: KL {found[name][-1][0]:.4f}, {seconds:.1f} s", flush=True)
     return found
+
+
+def ring_picks(folder: Path, seed: int) -> np.ndarray:
+    """Return the numbers of the 1000 points picked of the rings."""
+    emb = dc.ingest(rings(seed)[0], folder / f"rings-{seed}.zarr", normalize=False)
+    tree = dc.hierarchical_kmeans(emb, [1000, 300], sample_sizes=[15, 2], n_resamples=10, seed=seed)
+    picks = dc.hierarchical_sample(tree, 1000, seed=seed)
+    return dc.compute(picks, store=folder / f"rings-run-{seed}.zarr", progress=False).indices
 
 
 def ring_counts(folder: Path, seeds: int) -> np.ndarray:
     """Return the rows picked of each ring, (seeds, 5)."""
     counts = []
     for seed in range(seeds):
-        points, ring = rings(seed)
-        emb = dc.ingest(points, folder / f"rings-{seed}.zarr", normalize=False)
         started = time.perf_counter()
-        tree = dc.hierarchical_kmeans(emb, [1000, 300], sample_sizes=[15, 2], n_resamples=10, seed=seed)
-        picks = dc.compute(
-            dc.hierarchical_sample(tree, 1000, seed=seed),
-            store=folder / f"rings-run-{seed}.zarr",
-            progress=False,
-        )
-        counts.append(np.bincount(ring[picks.indices], minlength=5))
+        counts.append(np.bincount(rings(seed)[1][ring_picks(folder, seed)], minlength=5))
         print(f"rings, seed {seed}: {counts[-1]}, {time.perf_counter() - started:.1f} s", flush=True)
     return np.array(counts)
 

@@ -48,7 +48,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help=(__doc__ or "").splitlines()[0],
+    help="Curate training data by its embeddings, out of core, on Dask. 'daskcurate demo' shows what it does.",
 )
 
 
@@ -170,6 +170,13 @@ def plan_table(found: Plan) -> Table:
     return table
 
 
+def _show_plan(found: Plan, config: RunConfig) -> None:
+    if found.stages:
+        show(plan_table(found))
+    else:
+        console.print(f"Nothing is left to run: {config.store} holds every stage.")
+
+
 def _planned(
     config: RunConfig, scheduler: str | None, scheduler_file: Path | None, n_workers: int | None,
     memory_limit: str | None, calibrate: bool = False,
@@ -219,7 +226,7 @@ def plan(
 ) -> None:
     """Say what a run would take, and run nothing."""
     loaded = load_config(config, overrides or ())
-    show(plan_table(_planned(loaded, scheduler, scheduler_file, n_workers, memory_limit, calibrate)))
+    _show_plan(_planned(loaded, scheduler, scheduler_file, n_workers, memory_limit, calibrate), loaded)
 
 
 @app.command()
@@ -235,7 +242,7 @@ def run(
     """Run what a YAML file describes; finished stages of its store are kept."""
     loaded = load_config(config, overrides or ())
     if dry_run:
-        show(plan_table(_planned(loaded, scheduler, scheduler_file, n_workers, memory_limit)))
+        _show_plan(_planned(loaded, scheduler, scheduler_file, n_workers, memory_limit), loaded)
         return
     for item in loaded.exports:
         format_of(item.dest, item.format)

@@ -1,6 +1,7 @@
 """The demonstration: a real pool curated end to end, with a table of what happened."""
 
 import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import daskcurate
 from daskcurate.digits import DEMO_EPS, make_digits
 from daskcurate.embeddings import Embeddings
 from daskcurate.io.ingest import ingest
+from daskcurate.report.page import require_extra
 
 
 @dataclass
@@ -76,7 +78,7 @@ def run_demo(
     console.print(summary_table(pool, results))
     console.print(f"{time.perf_counter() - started:.0f} seconds in all. Left behind, in {output}/:")
     console.print(
-        "  run.zarr       every stage's result (daskcurate status shows it; delete it to start over)"
+        f"  run.zarr       every stage's result ({program()} status shows it; delete it to start over)"
     )
     console.print("  picks.npy      row numbers of the picked rows")
     console.print("  picks.parquet  a line for every row of the pool: kept or not, and why")
@@ -84,7 +86,22 @@ def run_demo(
     if source is None:
         console.print("  images.npy     the digits")
         images = f" --images {output}/images.npy"
-    console.print(f"Look at it: daskcurate report {output}/run.zarr{images}")
+    console.print(f"{report_hint()}{program()} report {output}/run.zarr{images}")
+
+
+def program() -> str:
+    """Return how the command line is called from here: by its name, or by its path if that is not enough."""
+    name = "daskcurate"
+    return sys.argv[0] if shutil.which(name) is None and Path(sys.argv[0]).name == name else name
+
+
+def report_hint() -> str:
+    """Return what comes before the command that makes a report: what to install first, where it is needed."""
+    try:
+        require_extra()
+    except ImportError:
+        return 'Look at it, after pip install "daskcurate[report]": '
+    return "Look at it: "
 
 
 def stage_table(results: dict[str, Any]) -> Table:

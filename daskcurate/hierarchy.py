@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
 
 class Hierarchy:
-    """Clusterings, the one of the rows first; level t's labels run over the clusters of level t - 1."""
+    """Clusterings, the one of the rows first; level t's labels run over the clusters of level t - 1.
+
+    Attributes
+    ----------
+    levels : list of Clustering
+        One a level, the finest first.
+    """
 
     def __init__(self, levels: Sequence[Clustering]):
         self.levels = list(levels)

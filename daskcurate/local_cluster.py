@@ -216,9 +216,16 @@ def dask_setup(worker: object) -> None:
     """Make a worker ignore Ctrl-C: called by Dask in each, since it loads this module first.
 
     A terminal sends Ctrl-C to all processes at once. The workers are to be closed by the one that started
-    them, rather than to print a traceback each.
+    them, rather than to print a traceback each. Nor is a heartbeat worth one that is on its way when the
+    scheduler closes: that is of the same process, so that nothing else can have happened to it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.getLogger("distributed.worker").addFilter(_is_no_lost_heartbeat)
+
+
+def _is_no_lost_heartbeat(record: logging.LogRecord) -> bool:
+    """Tell which of a worker's messages are printed."""
+    return "Failed to communicate with scheduler during heartbeat" not in record.getMessage()
 
 
 def _made_folder(folder: str | os.PathLike[str] | None) -> str | None:

@@ -140,7 +140,8 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+        hint = "; give a run's YAML file" if isinstance(error, IsADirectoryError) else ""
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}{hint}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: cannot be read: byte {error.start} is not UTF-8 text") from error
     root = parse(text, file)

@@ -104,7 +104,11 @@ class RunStore:
                 return
             found = self._attributes()  # another run may just have made it
         if found is None:
-            raise StoreError(f"{self.url} exists and is not a run store: give a new path or a run store's")
+            near = [f"{self.url}/{name}" for name in _run_stores_in(self.url)]
+            hint = f"; there is one at {' and at '.join(near)}" if near else ""
+            raise StoreError(
+                f"{self.url} exists and is not a run store: give a new path or a run store's{hint}"
+            )
         if found.get("format") != "run":
             raise StoreError(f"{self.url} is a {found.get('format', 'zarr group')!s}, not a run store")
         if found.get("version") != FORMAT_VERSION:
@@ -221,6 +225,19 @@ class RunStore:
             return None
         found = group.attrs.asdict().get(ATTRIBUTE)
         return found if isinstance(found, dict) else ({} if name is None and group.attrs else None)
+
+
+def _run_stores_in(url: str) -> list[str]:
+    """Return the names of the run stores in a folder, of which the folder may have been given for one."""
+    fs, path = fsspec.core.url_to_fs(url)
+    names = [name.rpartition("/")[2] for name in fs.ls(path, detail=False)] if fs.isdir(path) else []
+    zarrs = sorted(name for name in names if name.endswith(".zarr"))[:8]
+    found = []
+    for name in zarrs:
+        with contextlib.suppress(ValueError, OSError):  # damaged, or of another kind
+            if (RunStore(f"{url}/{name}")._attributes() or {}).get("format") == "run":
+                found.append(name)
+    return found
 
 
 def _occupied(url: str) -> bool:

@@ -390,7 +390,7 @@ COMMANDS = [
     ("an unknown option", ["run", "run.yaml", "--worker", "3"], 2, "No such option: --worker"),
     ("no configuration", ["run"], 2, "Missing argument"),
     ("a configuration that is not there", ["run", "gone.yaml"], 2, "gone.yaml: cannot be read"),
-    ("a folder as configuration", ["plan", "a-folder"], 2, "a-folder: cannot be read"),
+    ("a folder as configuration", ["plan", "a-folder"], 2, "Is a directory; give a run's YAML file"),
     ("broken YAML", ["plan", "broken.yaml"], 2, "broken.yaml, line 1"),
     ("an unknown key", ["plan", "unknown.yaml"], 2, "did you mean 'stages'"),
     ("both schedulers", ["run", "run.yaml", "--scheduler", "tcp://127.0.0.1:1", "--scheduler-file", "s.json"], 2,

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 import daskcurate as dc
-from daskcurate import cli
+from daskcurate import cli, demo
+from daskcurate.store import RunStore
 
 N, DIM = 300, 8
 
@@ -162,6 +163,10 @@ def test_a_run_its_status_and_its_exports(folder, call, scheduler_file, cluster)
     assert np.array_equal(np.flatnonzero(table["keep"]), picks)
     kept = (folder / "kept.txt").read_text().split()
     assert len(kept) == N - 40
+    assert call("plan", "run.yaml", *on_cluster).out.endswith("to run: run.zarr holds every stage.\n")
+    again = call("export", "run.yaml", "dedup", "kept.txt")
+    assert again.code == 2
+    assert "kept.txt exists already: give another dest, or overwrite=True (--overwrite)" in again.err
     assert kept[0].startswith("image-")
 
     found = call("status", "run.zarr")
@@ -286,6 +291,28 @@ def test_the_demo(folder, call, scheduler_file):
     assert command == ["report", "out/run.zarr", "--images", "out/images.npy"]
     assert call(*command).code == 0
     assert "digit-0-" in (folder / "out" / "run-report" / "index.html").read_text()
+
+
+def test_a_folder_of_a_run_store_is_told_from_the_store(folder, call):
+    (folder / "out" / "other.zarr").mkdir(parents=True)
+    RunStore(folder / "out" / "run.zarr").create()
+    for command in ("status", "report"):
+        found = call(command, "out")
+        assert found.code == 2
+        assert f"{folder}/out exists and is not a run store" in found.err
+        assert found.err.strip().endswith(f"there is one at {folder}/out/run.zarr")
+    assert "there is one" not in call("status", str(folder)).err
+
+
+def test_the_demo_names_a_command_that_works_where_it_stands(monkeypatch):
+    monkeypatch.setattr("sys.argv", [".venv/bin/daskcurate", "demo"])
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert demo.program() == ".venv/bin/daskcurate"
+    monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
+    assert demo.program() == "daskcurate"
+    assert demo.report_hint() == "Look at it: "
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert demo.report_hint() == 'Look at it, after pip install "daskcurate[report]": '
 
 
 def test_the_demo_of_own_embeddings(folder, call, scheduler_file):

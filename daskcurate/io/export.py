@@ -73,7 +73,7 @@ def export(result: Any, dest: PathLike, format: str | None = None, *, overwrite:
         if is_folder(url):
             raise FileExistsError(f"{url} is a folder: give the name of a file")
         if not overwrite:
-            raise FileExistsError(f"{url} exists already: give another dest, or overwrite=True")
+            raise FileExistsError(f"{url} exists already: give another dest, or overwrite=True (--overwrite)")
     write = writer(result)
     partial_url = url + PARTIAL
     make_parent(url)

@@ -85,7 +85,7 @@ def check_dest(dest: str, overwrite: bool) -> None:
     if not exists(dest):
         return
     if not overwrite:
-        raise FileExistsError(f"{dest} exists already: give another dest, or overwrite=True")
+        raise FileExistsError(f"{dest} exists already: give another dest, or overwrite=True (--overwrite)")
     if not (is_zarr(dest) and is_pool(open_zarr(dest))):
         raise ValueError(f"{dest} is not a pool, so overwrite=True does not replace it: give another dest")
 

@@ -133,3 +133,18 @@ def test_command_refuses_bad_arguments(arguments, phrase, capsys):
         status = stop.code
     assert status == 2
     assert phrase in capsys.readouterr().err
+
+
+def test_a_worker_does_not_report_heartbeats_that_its_closing_scheduler_missed():
+    code = """
+import logging, sys
+from daskcurate.local_cluster import dask_setup
+
+dask_setup(None)
+logger = logging.getLogger("distributed.worker")
+logger.addHandler(logging.StreamHandler(sys.stdout))
+logger.error("Failed to communicate with scheduler during heartbeat.")
+logger.error("something else")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "something else\n", done.stderr
