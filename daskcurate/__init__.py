@@ -7,6 +7,7 @@ missing in a run store.
 
 from daskcurate.choosing import EpsChoice, KChoice, choose_eps, choose_k
 from daskcurate.dedup import SemanticDedup, semantic_dedup
+from daskcurate.embedding import embed
 from daskcurate.embeddings import Embeddings, open_embeddings
 from daskcurate.hierarchy import Hierarchy, hierarchical_kmeans
 from daskcurate.io.export import export
@@ -43,6 +44,7 @@ __all__ = [
     "choose_k",
     "compute",
     "density_prune",
+    "embed",
     "export",
     "hierarchical_kmeans",
     "hierarchical_sample",

@@ -1,0 +1,5 @@
+"""Compute embeddings into a pool: a model over a dataset, by Dask workers, resumable by chunk."""
+
+from daskcurate.embedding.embed import embed
+
+__all__ = ["embed"]
