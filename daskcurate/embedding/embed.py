@@ -2,18 +2,19 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import dask
 import numpy as np
+import xxhash
 
 from daskcurate.config import digest
 from daskcurate.embedding import torch_tools
 from daskcurate.embedding.batches import BrokenSample
-from daskcurate.embedding.kept import KeptRows, write_skipped
+from daskcurate.embedding.kept import KeptRows, chunks_with_skipped, dropped_rows, write_skipped
 from daskcurate.embedding.settings import EmbedConfig, Job, Parts
 from daskcurate.embedding.workers import (
     EmbeddedRows,
@@ -244,13 +245,14 @@ def _run(url: str, job: Job, probed: Probed, ids: Any, with_sample_ids: bool, ov
         url, (n, width), job.dtype, min(chunk_rows, n), config.normalize is True,
         text_ids=job.text_ids if id_source is None else is_text(id_source),
     )  # fmt: skip
-    plan = replace(plan, run=_run_digest(plan, job, probed, ids, id_source))
+    known = _run_digest(plan, job, probed, ids, id_source)
+    plan = replace(plan, run=known or os.urandom(8).hex())
     pool.recover(url, (plan.place, job.folder.rsplit("/", 1)[-1]))
     pool.check_dest(url, overwrite)
     try:
         _write_pool(plan, job, probed, id_source, with_sample_ids)
     except BaseException:
-        if plan.run is None:  # nobody could go on with it
+        if known is None:  # nobody could go on with it
             pool.give_up(plan)
         raise
 
@@ -265,16 +267,17 @@ def _write_pool(
         pool.create(plan, with_ids, keep_ids=with_sample_ids)
         ids_digest = None if id_source is None else pool.write_ids(plan, id_source)
         written = _write(plan, job, n, id_source, report)
+        dropped = dropped_rows(plan, written)
         if with_sample_ids:
-            _require_unique(plan, written)
+            _require_unique(plan, written, dropped)
             ids_digest = digest([item.ids_digest for item in written])
-        skipped = [item for chunk in written for item in chunk.skipped]
         digests = [item.digest for item in written]
         low, high = min(item.low for item in written), max(item.high for item in written)
-        if skipped:
-            if len(skipped) == n:
-                raise ValueError(f"all {n:,} samples are broken; the first: {_text(skipped[0])}")
-            plan, digests, ids_digest = _without(plan, digests, skipped, with_ids, report)
+        first = next((chunk[0] for chunk in chunks_with_skipped(plan, written)), None)
+        if first is not None:
+            if len(dropped) == n:
+                raise ValueError(f"all {n:,} samples are broken; the first: {_text(first)}")
+            plan, digests, ids_digest = _without(plan, written, dropped, with_ids, report)
         normalized = plan.normalize or is_unit(low, high, plan.dtype)
         fingerprint = digest(list(plan.shape), plan.dtype, plan.chunk_rows, digests, ids_digest)
         pool.commit(
@@ -283,13 +286,13 @@ def _write_pool(
                 "normalized": normalized, "fingerprint": fingerprint, "source": probed.name,
                 "embedding": {
                     **config.as_dict(), "device": job.device, "content": probed.content, "samples": n,
-                    "skipped": len(skipped),
+                    "skipped": len(dropped),
                 },
             },
         )  # fmt: skip
-    if skipped:
+    if first is not None:
         warn_user(
-            f"{len(skipped):,} of {n:,} samples were skipped; the first: {_text(skipped[0])}. "
+            f"{len(dropped):,} of {n:,} samples were skipped; the first: {_text(first)}. "
             "Embeddings.skipped has all of them"
         )
     if not normalized and config.normalize is None:
@@ -339,18 +342,12 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, np.integer) else str(value)
 
 
-def _require_unique(plan: pool.PoolPlan, written: list[Written]) -> None:
+def _require_unique(plan: pool.PoolPlan, written: list[Written], dropped: np.ndarray) -> None:
     """Raise if the ids of two samples that are kept are the same."""
-    parts = [item.hashes for item in written if item.hashes is not None]
-    dropped = _dropped(written)
-    hashes = np.delete(np.concatenate(parts), dropped)
+    hashes = np.delete(np.concatenate([item.hashes for item in written if item.hashes is not None]), dropped)
     places = KeptRows(NumberRows("the dataset", plan.shape[0]), dropped)
     stored = KeptRows(_stored_ids(plan), dropped)
     require_unique(hashes, places, lambda row: _plain(stored.read(row, row + 1)[0]))
-
-
-def _dropped(written: list[Written]) -> np.ndarray:
-    return np.array([item.row for chunk in written for item in chunk.skipped], np.int64)
 
 
 def _stored_ids(plan: pool.PoolPlan) -> RowReader:
@@ -358,33 +355,28 @@ def _stored_ids(plan: pool.PoolPlan) -> RowReader:
 
 
 def _without(
-    plan: pool.PoolPlan, digests: list[str], skipped: list[Skipped], with_ids: bool, report: Report
+    plan: pool.PoolPlan, written: list[Written], dropped: np.ndarray, with_ids: bool, report: Report
 ) -> tuple[pool.PoolPlan, list[str], str]:
     """Write the pool anew without the samples that were skipped; return its plan and digests."""
-    dropped = np.array([item.row for item in skipped], np.int64)
     rows = PoolReader(PoolRows(plan.partial, plan.shape, plan.dtype, plan.chunk_rows), "the dataset")
     source = KeptRows(rows, dropped)
     n = len(source)
     ids = KeptRows(_stored_ids(plan) if with_ids else NumberRows("the dataset", plan.shape[0]), dropped)
+    content = digest([item.digest for item in written], xxhash.xxh3_128_hexdigest(dropped.data))
     kept = replace(
         plan, shape=(n, plan.shape[1]), chunk_rows=min(plan.chunk_rows, n), token=os.urandom(4).hex(),
         normalize=False,  # they are scaled already, if they are to be
-        run=None if plan.run is None else f"{plan.run}-{digest(digests, dropped.tolist())[:8]}",
+        run=f"{plan.run}-{content[:8]}",
     )  # fmt: skip
     pool.create(kept, True)
     ids_digest = pool.write_ids(kept, ids, unique=False)
     digests, _, _ = pool.write_rows(kept, source, report, label="without skipped samples")
-    write_skipped(kept, skipped, _ids_of(plan, skipped, with_ids))
-    return replace(kept, normalize=plan.normalize), digests, ids_digest
-
-
-def _ids_of(plan: pool.PoolPlan, skipped: list[Skipped], with_ids: bool) -> Iterator[str]:
-    """Yield the ids of skipped samples as texts: their numbers if there are no ids, "" if one is not known."""
     stored = _stored_ids(plan) if with_ids else None
-    for item in skipped:
+
+    def id_text(item: Skipped) -> str:
         if stored is None:
-            yield str(item.row)
-        elif item.id is not None:
-            yield str(item.id)
-        else:
-            yield str(_plain(stored.read(item.row, item.row + 1)[0]))
+            return str(item.row)
+        return str(item.id if item.id is not None else _plain(stored.read(item.row, item.row + 1)[0]))
+
+    write_skipped(kept, len(dropped), chunks_with_skipped(plan, written), id_text)
+    return replace(kept, normalize=plan.normalize), digests, ids_digest

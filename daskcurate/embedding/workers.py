@@ -69,9 +69,8 @@ _loaded: dict[str, _Loaded] = {}
 
 
 def forget(token: str) -> None:
-    """Let go of the model of a run that has ended."""
-    with _lock:
-        _loaded.pop(token, None)
+    """Let go of the model of a run that has ended; without the lock, which a worker that loads may hold long."""
+    _loaded.pop(token, None)
 
 
 def _load(job: Job, name: str) -> Any:
@@ -178,19 +177,14 @@ def probe(job: Job) -> Probed:
     with one_blas_thread():
         made = embedder_of(job)
         loaded = _model(job)
+        parts = loaded.parts[threading.get_ident()]
         n = len(made.dataset)
         spread = sorted({int(row) for row in np.linspace(0, n - 1, PROBED)})
+        content: list[str] = []
+        if job.config.revision is None:  # before any of them is used, which may change what they hold
+            content += [content_digest(item) for item in (parts.collate, parts.sort_by, parts.id_of)]
+            content += [content_digest(loaded.model), _samples_digest(made.dataset, spread)]
         made, first = _first_usable(made, spread)
-        parts = loaded.parts[threading.get_ident()]
-        named = job.config.revision is not None
-        content = [
-            *([] if named else [_samples_digest(made.dataset, spread), content_digest(loaded.model)]),
-            *(
-                []
-                if named
-                else [content_digest(item) for item in (parts.collate, parts.sort_by, parts.id_of)]
-            ),
-        ]
     kinds = [f"{type(item).__module__}.{type(item).__qualname__}" for item in (loaded.model, made.dataset)]
     return Probed(
         n, first.shape[1], "float16" if first.dtype.itemsize == 2 else "float32", loaded.device, made.text_ids,

@@ -8,7 +8,7 @@ with their markers, and writes only the others.
 import json
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -52,6 +52,12 @@ class Written:
     """(rows,) uint64 of the ids, which are not in the marker."""
     ids_digest: str | None = None
     skipped: tuple[Skipped, ...] = ()
+    """In the marker; what goes back to the client has their number alone."""
+    n_skipped: int = 0
+
+    def told(self) -> "Written":
+        """Return what is told of the chunk to the client."""
+        return replace(self, skipped=(), n_skipped=len(self.skipped))
 
     def to_json(self) -> bytes:
         """Return the content of the chunk's marker."""
@@ -187,7 +193,8 @@ def _recalled(job: ChunkJob, recall: Recall, advance: Callable[[int], None]) -> 
 
 def _recall_chunk(markers: Markers, recall: Recall, start: int, stop: int) -> Written | None:
     marker = markers.read(start)
-    return None if marker is None else recall(start, stop, marker)
+    known = None if marker is None else recall(start, stop, marker)
+    return None if known is None else known.told()
 
 
 def _write_missing(
@@ -255,9 +262,10 @@ def _attempt(
     try:
         blocks = source.stream([(start - origin, stop - origin) for start, stop in bounds])
         for (start, _), block in zip(bounds, blocks, strict=True):
-            done.append(writer(start, block))
+            written = writer(start, block)
             if job.markers is not None:
-                job.markers.write(start, done[-1])
+                job.markers.write(start, written)
+            done.append(written.told())
     except BadRow as bad:
         row = bounds[len(done)][0] - origin + bad.row
         own = isinstance(rows, RowReader)
