@@ -21,9 +21,8 @@ def test_the_script_is_python_and_its_arguments_are_there():
     compile(script, "embedding.md", "exec")
     compile(loop, "embedding.md", "exec")
     parameters = set(inspect.signature(dc.embed).parameters)
-    named = set(re.findall(r"`(\w+)=", TEXT)) | set(re.findall(r"^\| settings \| (.*) \|$", TEXT, flags=re.M))
-    others = {"n_workers"}
-    assert {name for name in named if name.isidentifier()} - others <= parameters
+    named = set(re.findall(r"`(\w+)=", TEXT))
+    assert named <= parameters
     assert set(re.findall(r"(\w+)=", script)) <= parameters | {"__name__"}
 
 
