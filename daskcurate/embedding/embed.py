@@ -22,6 +22,7 @@ from daskcurate.embedding.workers import (
     forget,
     is_factory,
     is_loader,
+    makes_dataset,
     probe,
     recall_block,
     require_dataset,
@@ -138,7 +139,7 @@ def embed(
         If torch is asked for (``autocast``, ``device="cuda"``, a torch module on a worker) and missing.
     TypeError, ValueError
         For arguments or samples that cannot be used.
-    daskcurate.embedding.batches.EmbeddingError
+    daskcurate.EmbeddingError
         If the model fails for a batch, and not because of one of its samples.
 
     Warns
@@ -155,7 +156,7 @@ def embed(
     parts = Parts(dataset, collate, sort_by, _getter(id_of))
     if ids is not None and id_of is not None:
         raise ValueError("ids with id_of is not allowed: give one of them")
-    if not is_factory(dataset):
+    if not makes_dataset(dataset):
         _open_ids(ids, len(dataset.dataset if is_loader(dataset) else dataset))
     pool.check_dest(url, overwrite)
     token = os.urandom(4).hex()
@@ -196,7 +197,7 @@ def _check(model: Any, dataset: Any, config: EmbedConfig, overwrite: Any, **func
     for name, function in functions.items():
         if function is not None and not callable(function):
             raise TypeError(f"{name}={function!r} is not allowed: give a function or None")
-    if not is_factory(dataset):
+    if not makes_dataset(dataset):
         require_dataset(dataset)
 
 

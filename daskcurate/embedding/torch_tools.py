@@ -89,17 +89,18 @@ def runner(module: Any, device: str, autocast: str | None) -> Callable[[Any], An
 
     def run(batch: Any) -> Any:
         cast = torch.autocast(device, dtype=dtype) if dtype is not None else contextlib.nullcontext()
-        with torch.inference_mode(), cast, _one_thread(torch, device):
+        with torch.inference_mode(), cast:
             return to_array(module(moved(batch, device)))
 
     return run
 
 
 @contextlib.contextmanager
-def _one_thread(torch: Any, device: str) -> Iterator[None]:
-    """Hold torch to one thread on the CPU: tasks run beside each other, and sums round by their number."""
+def one_thread() -> Iterator[None]:
+    """Hold torch to one thread on the CPU, if it is in use: tasks run beside each other, and sums round by it."""
     global _running, _threads
-    if device != "cpu":
+    torch = sys.modules.get("torch")
+    if torch is None:
         yield
         return
     with _lock:

@@ -113,7 +113,7 @@ def embedder_of(job: Job) -> Embedder:
     thread = threading.get_ident()
     if thread not in found.parts:
         parts: Parts = _load(job, "parts")
-        if not (is_loader(parts.dataset) or hasattr(parts.dataset, "__getitem__")):
+        if makes_dataset(parts.dataset):
             parts = replace(parts, dataset=parts.dataset())
         require_dataset(parts.dataset)
         found.parts[thread] = from_loader(parts)
@@ -130,6 +130,12 @@ def embedder_of(job: Job) -> Embedder:
 def is_loader(value: Any) -> bool:
     """Tell whether ``value`` is a torch DataLoader, or like one."""
     return hasattr(value, "dataset") and hasattr(value, "collate_fn")
+
+
+def makes_dataset(value: Any) -> bool:
+    """Tell whether ``value`` is no dataset, but makes one."""
+    is_one = not isinstance(value, type) and (is_loader(value) or hasattr(value, "__getitem__"))
+    return not is_one and is_factory(value)
 
 
 def from_loader(parts: Parts) -> Parts:
@@ -174,9 +180,9 @@ class Probed:
 def probe(job: Job) -> Probed:
     """Load everything on one worker, embed a sample, and tell what there is."""
     keep_freed_memory()
-    with one_blas_thread():
-        made = embedder_of(job)
-        loaded = _model(job)
+    made = embedder_of(job)
+    loaded = _model(job)
+    with one_blas_thread(), torch_tools.one_thread():
         parts = loaded.parts[threading.get_ident()]
         n = len(made.dataset)
         spread = sorted({int(row) for row in np.linspace(0, n - 1, PROBED)})
@@ -241,8 +247,9 @@ class EmbeddedRows(RowReader):
     def read(self, start: int, stop: int) -> Any:
         """Return the block of samples ``start`` to ``stop``."""
         keep_freed_memory()
-        with one_blas_thread():
-            return embedder_of(self.job).embed_range(start, stop)
+        made = embedder_of(self.job)
+        with one_blas_thread(), torch_tools.one_thread():
+            return made.embed_range(start, stop)
 
 
 def write_block(plan: PoolPlan, start: int, block: Block) -> Written:

@@ -117,6 +117,18 @@ def test_factories(run, tmp_path):
     assert len(os.listdir(tmp_path / "marks")) == 1  # once a process
 
 
+class Called(Texts):
+    """A dataset that can be called, which makes it no factory."""
+
+    def __call__(self):
+        raise AssertionError("called")
+
+
+@pytest.mark.parametrize("dataset", [Texts, Called(), lambda: Texts()])
+def test_what_makes_a_dataset(run, dataset):
+    close(rows_of(run(dataset=dataset)), expected())
+
+
 def test_ids(run):
     by_name = run(id_of="uid", dest="a")
     by_function = run(id_of=lambda sample: int(sample["uid"][3:]) * 7, dest="b")

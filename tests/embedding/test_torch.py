@@ -146,12 +146,21 @@ def test_workers_and_threads_do_not_matter(run):
     assert torch.get_num_threads() == threads
 
 
+def fails_in_one_thread():
+    with torch_tools.one_thread(), torch_tools.one_thread():
+        assert torch.get_num_threads() == 1
+        raise KeyError
+
+
 def test_threads_are_put_back_after_a_failure():
     before = torch.get_num_threads()
-    run = torch_tools.runner(nn.Linear(2, 2), "cpu", None)
-    with pytest.raises(RuntimeError):
-        run(torch.zeros(3, 5))
-    assert torch.get_num_threads() == before
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyError):
+            fails_in_one_thread()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_iterable_datasets_are_refused(tmp_path):
