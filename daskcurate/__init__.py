@@ -7,6 +7,7 @@ missing in a run store.
 
 from daskcurate.choosing import EpsChoice, KChoice, choose_eps, choose_k
 from daskcurate.dedup import SemanticDedup, semantic_dedup
+from daskcurate.embedding import EmbeddingError, embed
 from daskcurate.embeddings import Embeddings, open_embeddings
 from daskcurate.hierarchy import Hierarchy, hierarchical_kmeans
 from daskcurate.io.export import export
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Clustering",
+    "EmbeddingError",
     "Embeddings",
     "EpsChoice",
     "Hierarchy",
@@ -43,6 +45,7 @@ __all__ = [
     "choose_k",
     "compute",
     "density_prune",
+    "embed",
     "export",
     "hierarchical_kmeans",
     "hierarchical_sample",

@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask.array as da
 import numpy as np
@@ -15,6 +15,7 @@ FORMAT = "pool"
 VERSION = 1
 ROWS = "embeddings"
 IDS = "ids"
+SKIPPED = ("skipped_rows", "skipped_ids", "skipped_reasons")
 DTYPES = ("float16", "float32")
 
 
@@ -74,6 +75,17 @@ class PoolRows:
         if items.size != (high - low) * width:
             raise ValueError(f"{name} is cut short: the pool {self.path} is damaged; ingest it again")
         return items.astype(self.dtype, copy=False).reshape(-1, width)
+
+
+class SkippedSamples(NamedTuple):
+    """The samples that :func:`daskcurate.embed` left out of a pool, in the dataset's order."""
+
+    rows: np.ndarray
+    """(m,) int64, their numbers in the dataset."""
+    ids: np.ndarray
+    """(m,) strings: their ids as text, empty where they are not known; their numbers if samples have no ids."""
+    reasons: np.ndarray
+    """(m,) strings: what was wrong with each."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -148,6 +160,15 @@ class Embeddings:
             meta=np.empty(0, stored.dtype),  # type: ignore[union-attr]
             inline_array=True,
         )
+
+    @property
+    def skipped(self) -> SkippedSamples:
+        """The samples of the dataset that are not in the pool; none for pools that were ingested."""
+        group = _open_group(self.path)
+        if SKIPPED[0] not in group:
+            text = np.empty(0, np.dtypes.StringDType())
+            return SkippedSamples(np.empty(0, np.int64), text, text)
+        return SkippedSamples(*(np.asarray(group[name][:]) for name in SKIPPED))  # type: ignore[index]
 
     def check_unchanged(self) -> None:
         """Raise ValueError if the pool at ``path`` is no longer the one that was opened."""

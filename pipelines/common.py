@@ -18,7 +18,7 @@ from daskcurate.config import check_number
 from daskcurate.local_cluster import LocalClusterConfig
 from daskcurate.pipeline_config import ExportSpec
 
-__all__ = ["FULL", "ExportSpec", "Recipe", "Scale"]
+__all__ = ["FULL", "EmbeddingRecipe", "ExportSpec", "Recipe", "Scale"]
 
 
 @dataclass(frozen=True)
@@ -65,16 +65,7 @@ class Recipe:
         arguments
             Command-line arguments; those of the process by default.
         """
-        given = self._parser().parse_args(arguments)
-        try:
-            self.run(given)
-        except dc.PlanError as error:
-            _fail(error, 3)
-        except (TypeError, ValueError, OSError) as error:
-            _fail(error, 2)
-        except KeyboardInterrupt:
-            _fail("interrupted: finished stages are kept; run the same command again to go on", 130)
-        sys.exit(0)
+        _exit_after(self.run, self._parser().parse_args(arguments))
 
     def run(self, given: argparse.Namespace) -> dict[str, Any]:
         """Compute what the store lacks, and export.
@@ -115,13 +106,7 @@ class Recipe:
             ) from error
 
     def _parser(self) -> argparse.ArgumentParser:
-        module = sys.modules[self.build.__module__]
-        spec = getattr(module, "__spec__", None)
-        parser = argparse.ArgumentParser(
-            prog=f"python -m {spec.name}" if spec else None,
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        parser = _parser_of(self.build)
         add = parser.add_argument
         add("--embeddings", required=True, help="the pool: what daskcurate.ingest (or the command) made")
         add("--store", required=True, help="the run store; finished stages in it are kept")
@@ -132,11 +117,102 @@ class Recipe:
             f"the recipe is meant for about {self.rows:,} rows"
         ))  # fmt: skip
         add("--dry-run", action="store_true", help="show the plan and stop")
-        add("--scheduler", metavar="ADDRESS", help="address of a running Dask scheduler")
-        add("--scheduler-file", type=Path, metavar="FILE", help="JSON file that a running scheduler wrote")
-        add("--n-workers", type=int, metavar="N", help="worker processes of the local cluster")
-        add("--memory-limit", metavar="SIZE", help="memory limit of each local worker, such as 4GiB")
+        _add_cluster_arguments(parser)
         return parser
+
+
+@dataclass(frozen=True)
+class EmbeddingRecipe:
+    """A recipe that makes a pool by a model, as a command."""
+
+    build: Callable[[argparse.Namespace], Mapping[str, Any]]
+    """Returns the arguments of :func:`daskcurate.embed` that are the recipe's own; reads no sample."""
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    """Adds the recipe's own options."""
+    batch_size: int = 256
+
+    def main(self, arguments: Sequence[str] | None = None) -> None:
+        """Run the command and exit, with the status that :meth:`Recipe.main` says.
+
+        Parameters
+        ----------
+        arguments
+            Command-line arguments; those of the process by default.
+        """
+        _exit_after(self.run, self._parser().parse_args(arguments))
+
+    def run(self, given: argparse.Namespace) -> dc.Embeddings:
+        """Embed what is not embedded yet.
+
+        Parameters
+        ----------
+        given
+            Parsed arguments.
+
+        Returns
+        -------
+        daskcurate.Embeddings
+            The pool.
+        """
+        settings = dict(self.build(given))
+        with open_client(given) as client:
+            print(f"Dashboard: {client.dashboard_link or 'none'}", flush=True)
+            emb = dc.embed(
+                dest=given.dest, batch_size=given.batch_size, device=given.device, autocast=given.autocast,
+                on_error="skip" if given.skip_broken else "raise", overwrite=given.overwrite,
+                chunk_rows=given.chunk_rows, **settings,
+            )  # fmt: skip
+        print(emb)
+        for row, name, reason in zip(*emb.skipped, strict=True):
+            print(f"Skipped: sample {row} (id {name or 'unknown'}): {reason}")
+        return emb
+
+    def _parser(self) -> argparse.ArgumentParser:
+        parser = _parser_of(self.build)
+        self.add_arguments(parser)
+        add = parser.add_argument
+        add("--batch-size", type=int, default=self.batch_size, metavar="N", help="samples in a batch")
+        add(
+            "--chunk-rows", type=int, metavar="N", help="rows that are embedded by one task, and kept at once"
+        )
+        add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the model runs")
+        add("--autocast", choices=("bfloat16", "float16"), help="compute in this type where torch may")
+        add("--skip-broken", action="store_true", help="leave out what cannot be read instead of stopping")
+        add("--overwrite", action="store_true", help="replace an existing pool")
+        _add_cluster_arguments(parser)
+        return parser
+
+
+def _parser_of(build: Callable[..., Any]) -> argparse.ArgumentParser:
+    """Return a parser that is described as the recipe's module is."""
+    module = sys.modules[build.__module__]
+    spec = getattr(module, "__spec__", None)
+    return argparse.ArgumentParser(
+        prog=f"python -m {spec.name}" if spec else None,
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--scheduler", metavar="ADDRESS", help="address of a running Dask scheduler")
+    add("--scheduler-file", type=Path, metavar="FILE", help="JSON file that a running scheduler wrote")
+    add("--n-workers", type=int, metavar="N", help="worker processes of the local cluster")
+    add("--memory-limit", metavar="SIZE", help="memory limit of each local worker, such as 4GiB")
+
+
+def _exit_after(run: Callable[[argparse.Namespace], Any], given: argparse.Namespace) -> None:
+    """Run a recipe and exit with its status."""
+    try:
+        run(given)
+    except dc.PlanError as error:
+        _fail(error, 3)
+    except (TypeError, ValueError, OSError, ImportError) as error:
+        _fail(error, 2)
+    except KeyboardInterrupt:
+        _fail("interrupted: what is finished is kept; run the same command again to go on", 130)
+    sys.exit(0)
 
 
 @contextlib.contextmanager

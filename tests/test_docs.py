@@ -21,7 +21,7 @@ from daskcurate.schema import SCHEMA
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
-APART = ("index", "tutorial", "formats", "report")
+APART = ("index", "tutorial", "formats", "report", "embedding")
 """Pages whose Python is not run on the common pool: two run in other tests, two show a user's own files."""
 
 

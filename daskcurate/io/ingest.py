@@ -1,5 +1,6 @@
 """Embeddings of any known kind into a pool."""
 
+import os
 import sys
 import warnings
 from dataclasses import replace
@@ -8,19 +9,23 @@ from typing import Any
 import dask
 import numpy as np
 
+import daskcurate.config
 from daskcurate.config import check_int, digest
 from daskcurate.embeddings import DTYPES, Embeddings, open_embeddings
 from daskcurate.io import pool
+from daskcurate.io.chunkwise import Report
 from daskcurate.io.ids import is_text, open_ids
 from daskcurate.io.layout import chunk_rows_for
 from daskcurate.io.paths import PathLike, as_url
 from daskcurate.io.resolve import Opened, Options, open_source
 from daskcurate.io.rows import convert_rows, is_unit
+from daskcurate.io.source_states import run_digest
 from daskcurate.io.sources import BadRow, DaskRows, RowReader, describe_row
 from daskcurate.progress import job_progress
 from daskcurate.runner import run_tasks
 
 SAMPLE_ROWS = 1024
+PACKAGE = os.path.dirname(daskcurate.config.__file__) + os.sep
 
 
 def ingest(
@@ -44,6 +49,11 @@ def ingest(
     this process), and progress is shown unless the Dask setting ``daskcurate.progress`` is false. The pool
     appears at ``dest`` when it is whole; after an error, or if the process is killed, ``dest`` is as it was
     before.
+
+    After an interruption (Ctrl-C, a killed process, a full disk) the chunks that were written wait in
+    ``DEST.partial``, and the same call goes on with those that are missing: where the source is files and has
+    not changed (name, size and time of change of each), and ids and settings are the same. Otherwise, and for
+    arrays and tables in memory, it starts anew. The next call for ``dest`` removes what it does not use.
 
     Parameters
     ----------
@@ -125,10 +135,11 @@ def ingest(
         plan = replace(plan, near_unit=renormalized(opened, low, high))
         if not is_unit(low, high, tolerated(rows)):
             warned = True
-            _warn(
+            warn_of_norms(
                 f"norms of the rows of {rows.name} are from {low:.4g} to {high:.4g} in a sample of {sampled:,}"
             )
-    pool.recover(url)
+    plan = replace(plan, run=run_digest(plan, opened, options, ids, id_source))
+    pool.recover(url, (plan.place,))
     pool.check_dest(url, overwrite)
     hint = ""
     if ids is None and id_source is not None:
@@ -136,8 +147,10 @@ def ingest(
     try:
         with job_progress("ingest") as report:
             _write(plan, rows, id_source, report, hint, quiet=warned or normalize is not None)
-    except BaseException:
-        pool.give_up(plan)
+    except BaseException as error:
+        # What is wrong with the input is still wrong the next time; after anything else the next call goes on.
+        if plan.run is None or isinstance(error, ValueError | TypeError):
+            pool.give_up(plan)
         raise
     return open_embeddings(url)
 
@@ -182,7 +195,7 @@ def _write(
     plan: pool.PoolPlan,
     rows: RowReader,
     ids: RowReader | None,
-    report: pool.Report,
+    report: Report,
     hint: str,
     *,
     quiet: bool,
@@ -193,7 +206,7 @@ def _write(
     digests, low, high = pool.write_rows(plan, rows, report)
     normalized = plan.normalize or is_unit(low, high, tolerated(rows) if plan.near_unit else plan.dtype)
     if not normalized and not quiet:
-        _warn(f"norms of the rows of {rows.name} are from {low:.4g} to {high:.4g}")
+        warn_of_norms(f"norms of the rows of {rows.name} are from {low:.4g} to {high:.4g}")
     fingerprint = digest(list(plan.shape), plan.dtype, plan.chunk_rows, digests, ids_digest)
     pool.commit(plan, {"normalized": normalized, "fingerprint": fingerprint, "source": rows.name})
 
@@ -236,18 +249,21 @@ def read_sample(rows: RowReader, start: int, stop: int) -> np.ndarray:
     return rows.read(start, stop)
 
 
-def _warn(measured: str) -> None:
-    warnings.warn(
+def warn_of_norms(measured: str) -> None:
+    """Warn that rows are not of unit length, and say what to do."""
+    warn_user(
         f"{measured}: not of unit length, stored as they are. Give normalize=True to make them unit length, "
-        "or normalize=False to leave them without this warning",
-        UserWarning,
-        stacklevel=_outside(),
+        "or normalize=False to leave them without this warning"
     )
 
 
+def warn_user(message: str) -> None:
+    """Warn, as if from the first caller outside the package."""
+    warnings.warn(message, UserWarning, stacklevel=_outside())
+
+
 def _outside() -> int:
-    """Return the stack level of the first caller outside this file, to whom a warning is shown."""
     level, frame = 1, sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename == __file__:
+    while frame is not None and frame.f_code.co_filename.startswith(PACKAGE):
         level, frame = level + 1, frame.f_back  # type: ignore[assignment]
     return level

@@ -10,6 +10,7 @@ import numpy as np
 
 from daskcurate.config import check_int
 from daskcurate.embeddings import open_embeddings
+from daskcurate.io.chunkwise import chunk_runs
 from daskcurate.io.ids import is_text, open_ids
 from daskcurate.io.ingest import (
     check_dtype,
@@ -21,7 +22,6 @@ from daskcurate.io.ingest import (
     tolerated,
 )
 from daskcurate.io.paths import as_url, exists, is_glob
-from daskcurate.io.pool import chunk_runs
 from daskcurate.io.resolve import Opened, Options, open_source
 from daskcurate.io.rows import convert_rows, is_unit
 from daskcurate.io.sources import BadRow, DaskRows, RowReader, describe_row

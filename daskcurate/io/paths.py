@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import fsspec
@@ -122,6 +123,58 @@ def discard(url: str) -> None:
             return remove(url)
         except OSError:  # something new in a folder that was just emptied
             time.sleep(0.1)
+
+
+def list_names(url: str) -> set[str]:
+    """Return the names of all files and folders in the folder at ``url``; none if there is no such folder."""
+    fs, path = filesystem(url)
+    try:
+        return {str(name).rstrip("/").rsplit("/", 1)[-1] for name in fs.ls(path, detail=False)}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+
+
+def make_folder(url: str) -> None:
+    """Make the folder at ``url`` and those that hold it, where they are missing."""
+    fs, path = filesystem(url)
+    fs.makedirs(path, exist_ok=True)
+
+
+def write_file(url: str, content: bytes) -> None:
+    """Write a file of which nobody sees a part; its folder must be there."""
+    if not is_local(url):
+        fs, path = filesystem(url)
+        fs.pipe_file(path, content)
+        return
+    unfinished = f"{url}.{os.urandom(4).hex()}"
+    with open(unfinished, "wb") as file:
+        file.write(content)
+    os.replace(unfinished, url)
+
+
+def file_states(url: str) -> list[list[str]] | None:
+    """Return what tells one content of the file, or of all files of the folder, at ``url`` from another.
+
+    That is size and time of change (of a URL: all that its file system says). None if nothing is there.
+    """
+    if not exists(url):
+        return None
+    if not is_local(url):
+        fs, path = filesystem(url)
+        found = fs.find(path, detail=True)
+        return [
+            [name, str(sorted((key, str(found[name][key])) for key in found[name]))] for name in sorted(found)
+        ]
+    states = []
+    for name in sorted(_files_below(url)) if os.path.isdir(url) else [url]:
+        info = os.stat(name)
+        states.append([name, f"{info.st_size} {info.st_mtime_ns}"])
+    return states
+
+
+def _files_below(folder: str) -> Iterator[str]:
+    for root, _, names in os.walk(folder):
+        yield from (os.path.join(root, name) for name in names)
 
 
 def make_parent(url: str) -> None:

@@ -1,14 +1,11 @@
-"""Write a pool: whole chunks by tasks, beside its final place, then moved there at once."""
+"""A pool on its way: made beside its final place, filled chunk by chunk, then moved there at once."""
 
 import contextlib
 import os
-import threading
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import dask
 import numpy as np
 import xxhash
 import zarr
@@ -16,32 +13,26 @@ import zarr
 from daskcurate.config import digest
 from daskcurate.embeddings import ATTRIBUTE, FORMAT, IDS, ROWS, VERSION
 from daskcurate.io import ids as id_tools
+from daskcurate.io.chunkwise import ChunkJob, Markers, Report, Written, no_report, write_chunks
 from daskcurate.io.layout import chunk_bounds
 from daskcurate.io.paths import (
     discard,
     exists,
     is_local,
     is_zarr,
+    list_names,
+    make_folder,
     make_parent,
     move_store,
     remove,
     zarr_store,
 )
 from daskcurate.io.rows import convert_rows
-from daskcurate.io.sources import ArrayRows, BadRow, DaskRows, RowReader, describe_row
+from daskcurate.io.sources import RowReader
 from daskcurate.io.zarrs import is_pool, open_zarr
-from daskcurate.runner import current_client, run_tasks
-
-Report = Callable[[float, str], None]
-"""Takes the fraction of the chunks that are written, and a text to show."""
 
 PARTIAL = ".partial"
 REPLACED = ".replaced"
-MIN_BATCH = 64
-
-
-def no_report(fraction: float, text: str) -> None:
-    """Show nothing."""
 
 
 @dataclass(frozen=True)
@@ -56,28 +47,32 @@ class PoolPlan:
     near_unit: bool = False
     """Whether rows of unit length up to the rounding of float16 are made so, and the others left."""
     text_ids: bool = False
+    run: str | None = None
+    """A digest of all that decides the content: an attempt of the same digest goes on with the chunks of an
+    earlier one. None: nobody can tell, so every attempt starts anew."""
     token: str = field(default_factory=lambda: os.urandom(4).hex())
-    """Unique for each attempt: tasks that an earlier one left behind share no key and no place with it."""
+    """Unique for each attempt: tasks that an earlier one left behind share no key with it, and its place only
+    where they write the same."""
+
+    @property
+    def place(self) -> str:
+        """The name under which the pool is made."""
+        return self.run or self.token
 
     @property
     def partial(self) -> str:
         """Where the pool is until it is whole."""
-        return f"{self.dest}{PARTIAL}/{self.token}"
+        return f"{self.dest}{PARTIAL}/{self.place}"
+
+    @property
+    def markers(self) -> Markers | None:
+        """The markers of the chunks that are written, beside the pool."""
+        return None if self.run is None else Markers(f"{self.partial}.done")
 
     @property
     def bounds(self) -> list[tuple[int, int]]:
         """The (start, stop) rows of every chunk."""
         return chunk_bounds(self.shape[0], self.chunk_rows)
-
-
-@dataclass(frozen=True)
-class Written:
-    """What a task tells of the chunk that it wrote."""
-
-    digest: str
-    low: float = np.inf
-    high: float = 0.0
-    hashes: np.ndarray | None = None
 
 
 def check_dest(dest: str, overwrite: bool) -> None:
@@ -90,37 +85,72 @@ def check_dest(dest: str, overwrite: bool) -> None:
         raise ValueError(f"{dest} is not a pool, so overwrite=True does not replace it: give another dest")
 
 
-def recover(dest: str) -> None:
-    """Clear up after an ingestion to ``dest`` that was killed, keeping the pool that was there before."""
+def recover(dest: str, keep: tuple[str, ...] = ()) -> None:
+    """Clear up after a run to ``dest`` that was killed, keeping the pool that was there before.
+
+    Of what the run left beside ``dest``, all stays whose name starts with one of ``keep``.
+    """
     if exists(dest + REPLACED):
         if exists(dest):
             remove(dest + REPLACED)
         else:
             move_store(dest + REPLACED, dest)
-    discard(dest + PARTIAL)
+    left = list_names(dest + PARTIAL)
+    kept = {name for name in left if name.startswith(keep)}
+    if not kept:
+        discard(dest + PARTIAL)
+    for name in left - kept if kept else ():
+        discard(f"{dest}{PARTIAL}/{name}")
 
 
-def create(plan: PoolPlan, with_ids: bool) -> None:
-    """Make the empty arrays of a pool at its temporary place."""
-    make_parent(plan.partial)
-    unfinished = {"format": FORMAT, "version": VERSION, "complete": False}
-    group = zarr.create_group(zarr_store(plan.partial, read_only=False), attributes={ATTRIBUTE: unfinished})
-    group.create_array(
-        ROWS,
-        shape=plan.shape,
-        chunks=(plan.chunk_rows, plan.shape[1]),
-        dtype=plan.dtype,
-        compressors=None,
-        dimension_names=("row", "dim"),
-    )
-    if with_ids:
+def create(plan: PoolPlan, with_ids: bool, *, keep_ids: bool = False) -> None:
+    """Make the empty arrays of a pool at its temporary place, or take those of an earlier attempt.
+
+    The ids of that are made anew unless ``keep_ids``: they are cheap to write, and are not marked.
+    """
+    group = _resumed(plan)
+    if group is None:
+        discard(plan.partial)
+        make_parent(plan.partial)
+        group = zarr.create_group(zarr_store(plan.partial, read_only=False), attributes=_unfinished())
+        group.create_array(
+            ROWS,
+            shape=plan.shape,
+            chunks=(plan.chunk_rows, plan.shape[1]),
+            dtype=plan.dtype,
+            compressors=None,
+            dimension_names=("row", "dim"),
+        )
+    if plan.markers is not None:
+        make_folder(plan.markers.folder)
+    if with_ids and not (keep_ids and IDS in group):
         group.create_array(
             IDS,
             shape=plan.shape[:1],
             chunks=(plan.chunk_rows,),
             dtype=str if plan.text_ids else np.int64,
             dimension_names=("row",),
+            overwrite=True,
         )
+
+
+def _unfinished() -> dict[str, Any]:
+    return {ATTRIBUTE: {"format": FORMAT, "version": VERSION, "complete": False}}
+
+
+def _resumed(plan: PoolPlan) -> zarr.Group | None:
+    """Return what an earlier attempt at the same made, no longer marked as complete; None if there is nothing."""
+    if plan.run is None or not exists(f"{plan.partial}/zarr.json"):
+        return None
+    try:
+        group = zarr.open_group(zarr_store(plan.partial, read_only=False), mode="r+")
+        rows = group[ROWS]
+    except (KeyError, ValueError, FileNotFoundError):  # killed while it was made
+        return None
+    if rows.shape != plan.shape or rows.chunks[0] != plan.chunk_rows:  # type: ignore[union-attr]
+        return None
+    group.update_attributes(_unfinished())
+    return group
 
 
 def give_up(plan: PoolPlan) -> None:
@@ -158,7 +188,8 @@ def write_ids(
     plan: PoolPlan, source: RowReader, report: Report = no_report, *, unique: bool = True, hint: str = ""
 ) -> str:
     """Write all ids and return their digest; check that none repeats (or ``unique`` is False)."""
-    written = _run("ids", _write_ids, plan, source, report)
+    job = ChunkJob("ids", plan.shape[0], plan.chunk_rows, plan.token)
+    written = write_chunks(job, partial(_write_ids, plan), source, report)
     if unique:
         parts = [item.hashes for item in written if item.hashes is not None]
         stored = open_zarr(plan.partial)[IDS]  # type: ignore[index]
@@ -171,10 +202,11 @@ def write_ids(
 
 
 def write_rows(
-    plan: PoolPlan, source: RowReader, report: Report = no_report
+    plan: PoolPlan, source: RowReader, report: Report = no_report, *, label: str = "ingest"
 ) -> tuple[list[str], float, float]:
-    """Write all rows; return the digest of every chunk, and the least and greatest norm."""
-    written = _run("ingest", _write_rows, plan, source, report)
+    """Write the rows that are not there yet; return every chunk's digest, and the least and greatest norm."""
+    job = ChunkJob(label, plan.shape[0], plan.chunk_rows, plan.token, plan.markers)
+    written = write_chunks(job, partial(_write_rows, plan), source, report, partial(_recall_rows, plan))
     low, high = min(item.low for item in written), max(item.high for item in written)
     return [item.digest for item in written], low, high
 
@@ -186,19 +218,43 @@ def _item(value: Any) -> int | str:
 
 def _write_rows(plan: PoolPlan, start: int, rows: np.ndarray) -> Written:
     block, low, high = convert_rows(rows, plan.dtype, plan.normalize, near_unit=plan.near_unit)
+    return store_rows(plan, start, block, low, high)
+
+
+def store_rows(plan: PoolPlan, start: int, block: np.ndarray, low: float, high: float) -> Written:
+    """Write a chunk of checked rows whose norms were from ``low`` to ``high``."""
     _store(plan, ROWS, start, block)
     return Written(xxhash.xxh3_128_hexdigest(block.data), low, high)
 
 
+def _recall_rows(plan: PoolPlan, start: int, stop: int, marker: Written) -> Written | None:
+    """Return the marker if what is stored is what it says."""
+    stored = read_stored(plan, ROWS, start, stop)
+    same = stored is not None and xxhash.xxh3_128_hexdigest(stored.data) == marker.digest
+    return marker if same else None
+
+
+def read_stored(plan: PoolPlan, name: str, start: int, stop: int) -> np.ndarray | None:
+    """Return a chunk as it is stored; None if it cannot be read."""
+    try:
+        return np.ascontiguousarray(open_zarr(plan.partial)[name][start:stop])  # type: ignore[index]
+    except (OSError, KeyError, ValueError, RuntimeError):  # missing or cut short
+        return None
+
+
 def _write_ids(plan: PoolPlan, start: int, ids: np.ndarray) -> Written:
-    block = id_tools.canonical_ids(ids, plan.text_ids)
+    return store_ids(plan, start, id_tools.canonical_ids(ids, plan.text_ids))
+
+
+def store_ids(plan: PoolPlan, start: int, block: np.ndarray) -> Written:
+    """Write a chunk of canonical ids."""
     _store(plan, IDS, start, block)
     hashes = id_tools.hash_ids(block)
     return Written(xxhash.xxh3_128_hexdigest(hashes.data), hashes=hashes)
 
 
 def _store(plan: PoolPlan, name: str, start: int, block: np.ndarray) -> None:
-    """Write one whole chunk; leave nothing behind if the ingestion was given up in the meantime."""
+    """Write one whole chunk; leave nothing behind if the run was given up in the meantime."""
     try:
         array = zarr.open_array(zarr_store(plan.partial, read_only=False), path=name, mode="r+")
         array[start : start + len(block)] = block
@@ -207,98 +263,3 @@ def _store(plan: PoolPlan, name: str, start: int, block: np.ndarray) -> None:
             discard(plan.partial)
             with contextlib.suppress(OSError):  # another attempt may be in it
                 os.rmdir(plan.dest + PARTIAL)
-
-
-Writer = Callable[[PoolPlan, int, np.ndarray], Written]
-Bounds = list[tuple[int, int]]
-
-
-def _attempt(
-    writer: Writer, plan: PoolPlan, bounds: Bounds, rows: RowReader | np.ndarray, name: str
-) -> list[Any]:
-    """Write neighbouring chunks; return what went wrong instead of raising it.
-
-    So a batch always runs to its end: no task still writes while the client clears up.
-    """
-    source = rows if isinstance(rows, RowReader) else ArrayRows(rows, name)
-    origin = bounds[0][0]
-    done: list[Any] = []
-    try:
-        blocks = source.stream([(start - origin, stop - origin) for start, stop in bounds])
-        for (start, _), block in zip(bounds, blocks, strict=True):
-            done.append(writer(plan, start, block))
-    except BadRow as bad:
-        row = bounds[len(done)][0] - origin + bad.row
-        own = isinstance(rows, RowReader)
-        place = describe_row(source, row, origin) if own else f"{name}: row {origin + row}"
-        return [ValueError(f"{place} {bad.reason}")]
-    except Exception as error:  # whatever it is, the client raises it
-        return [error]
-    return done
-
-
-def chunk_runs(source: RowReader, bounds: Bounds, chunk_rows: int) -> list[Bounds]:
-    """Return the chunks that one task writes.
-
-    One each, unless the source cannot be read from near the chunk's first row on (a large row group of a
-    parquet file, a compressed file): then the chunks that are decoded together, since every task on its own
-    would decode all that comes before.
-    """
-    runs: list[Bounds] = []
-    for start, stop in bounds:
-        if runs and start - source.seek_point(start) > chunk_rows:
-            runs[-1].append((start, stop))
-        else:
-            runs.append([(start, stop)])
-    return runs
-
-
-def _run(label: str, writer: Writer, plan: PoolPlan, source: RowReader, report: Report) -> list[Written]:
-    """Write every chunk, by tasks in bounded batches, or in this process if the rows are in its memory."""
-    done: list[Written] = []
-    bounds = plan.bounds
-    count, lock = 0, threading.Lock()
-
-    def advance(chunks: int) -> None:
-        nonlocal count
-        with lock:
-            count += chunks
-            report(count / len(bounds), f"{label}: {count:,} of {len(bounds):,} chunks")
-
-    if source.in_process:
-        for start, stop in bounds:
-            done += _checked([_attempt(writer, plan, [(start, stop)], source.cut(start, stop), source.name)])
-            advance(1)
-        return done
-    blocks = source.blocks(plan.chunk_rows) if isinstance(source, DaskRows) else None
-    runs = chunk_runs(source, bounds, plan.chunk_rows)
-    size = _batch_size()
-    for first in range(0, len(runs), size):
-        tasks, sizes = [], []
-        for index in range(first, min(first + size, len(runs))):
-            found = runs[index]
-            rows = source.cut(found[0][0], found[-1][1]) if blocks is None else blocks[index]
-            task = dask.delayed(_attempt, pure=False)
-            key = f"{label}-{index}-{plan.token}"
-            tasks.append(task(writer, plan, found, rows, source.name, dask_key_name=key))
-            sizes.append(len(found))
-        done += _checked(run_tasks(tasks, partial(_advance, advance, sizes)))
-    return done
-
-
-def _advance(advance: Callable[[int], None], sizes: list[int], task: int) -> None:
-    advance(sizes[task])
-
-
-def _batch_size() -> int:
-    client = current_client()
-    threads = sum(client.nthreads().values()) if client is not None else 0
-    return max(MIN_BATCH, 4 * threads)
-
-
-def _checked(results: Sequence[list[Any]]) -> list[Written]:
-    written = [item for found in results for item in found]
-    for item in written:
-        if isinstance(item, BaseException):
-            raise item
-    return written

@@ -130,6 +130,17 @@ class ArrayRows(RowReader):
         return self.array[start:stop]
 
 
+class NumberRows(RowReader):
+    """The numbers of rows, which are the ids of a pool without others."""
+
+    def __init__(self, name: str, n: int):
+        super().__init__(name, (n,), np.int64)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Return the numbers from ``start`` to ``stop``."""
+        return np.arange(start, stop, dtype=np.int64)
+
+
 class PoolReader(RowReader):
     """Rows of a pool; a missing chunk is an error."""
 

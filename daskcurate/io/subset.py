@@ -13,7 +13,7 @@ from daskcurate.io import npy, parquet, pool, zarrs
 from daskcurate.io.layout import chunk_bounds, chunk_rows_for
 from daskcurate.io.paths import PathLike, as_url, exists
 from daskcurate.io.sniff import suffix_of
-from daskcurate.io.sources import ArrayRows, CutRows, PoolReader, RowReader
+from daskcurate.io.sources import ArrayRows, CutRows, NumberRows, PoolReader, RowReader
 from daskcurate.progress import job_progress
 from daskcurate.reading import blocks_of
 from daskcurate.runner import run_tasks
@@ -23,17 +23,6 @@ from daskcurate.stored import StoredSelection
 
 COUNT_TASKS = 4096
 INDEX_BLOCK = 1 << 22
-
-
-class NumberRows(RowReader):
-    """The numbers of rows, which are the ids of a pool without others."""
-
-    def __init__(self, name: str, n: int):
-        super().__init__(name, (n,), np.int64)
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Return the numbers from ``start`` to ``stop``."""
-        return np.arange(start, stop, dtype=np.int64)
 
 
 class SelectedRows(RowReader):

@@ -72,7 +72,7 @@ def test_finished_run_runs_nothing(emb, tally, remote, reference, tmp_path):
 
 
 @pytest.mark.parametrize("point", ["rows", "pool"])
-def test_ingest_starts_clean_where_the_client_was_killed(point, emb, killed, remote, rows_file, tmp_path):
+def test_ingest_goes_on_where_the_client_was_killed(point, emb, killed, remote, rows_file, tmp_path):
     pool = tmp_path / "pool.zarr"
     killed(pool, tmp_path / "run.zarr", "start", point)
     assert not pool.exists()

@@ -16,7 +16,7 @@ import pytest
 import zarr
 
 from daskcurate.embeddings import open_embeddings
-from daskcurate.io import parquet, pool, tars
+from daskcurate.io import chunkwise, parquet, pool, tars
 from daskcurate.io.ingest import ingest
 from daskcurate.io.resolve import Options, open_source
 
@@ -712,7 +712,7 @@ def test_runs_against_brute_force():
         n, size = int(rng.integers(1, 60)), int(rng.integers(1, 9))
         ends = np.sort(rng.choice(np.arange(1, n + 1), int(rng.integers(0, n)), replace=False)).tolist()
         bounds = [(start, min(start + size, n)) for start in range(0, n, size)]
-        runs = pool.chunk_runs(Source(ends), bounds, size)
+        runs = chunkwise.chunk_runs(Source(ends), bounds, size)
         assert [item for run in runs for item in run] == bounds
         for run in runs:
             starts = [start - Source(ends).seek_point(start) for start, _ in run]

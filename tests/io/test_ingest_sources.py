@@ -10,7 +10,7 @@ import pytest
 import zarr
 
 from daskcurate.embeddings import open_embeddings
-from daskcurate.io import pool
+from daskcurate.io import chunkwise, pool
 from daskcurate.io.ingest import ingest
 from daskcurate.io.layout import FLOOR_BYTES, MIN_CHUNKS, TARGET_BYTES, chunk_bounds, chunk_rows_for
 from daskcurate.io.sources import RowReader
@@ -316,8 +316,8 @@ def test_each_task_reads_its_own_chunk_once(tmp_path, monkeypatch):
         batches.append(len(tasks))
         return list(dask.compute(*tasks, scheduler="threads"))
 
-    monkeypatch.setattr(pool, "run_tasks", run_tasks)
-    monkeypatch.setattr(pool, "MIN_BATCH", 4)
+    monkeypatch.setattr(chunkwise, "run_tasks", run_tasks)
+    monkeypatch.setattr(chunkwise, "MIN_BATCH", 4)
     pool.write_rows(plan, source)
     assert sorted(source.reads) == chunk_bounds(1003, 100)
     assert batches == [4, 4, 3]
