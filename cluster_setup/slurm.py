@@ -19,7 +19,9 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -203,9 +205,25 @@ def _jobs(config: SlurmConfig) -> Iterator["Client"]:
             },
         )
     with cluster, Client(cluster) as client:
+        _check_job(cluster.job_script())
         cluster.scale(config.n_workers)
         client.wait_for_workers(config.min_workers or config.n_workers)
         yield client
+
+
+def _check_job(script: str) -> None:
+    """Raise ValueError if SLURM refuses a job: Dask would only log that, and the run would wait forever."""
+    with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
+        file.write(script)
+        file.flush()
+        try:
+            done = subprocess.run(["sbatch", "--test-only", file.name], capture_output=True, text=True)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                "there is no sbatch here: start this where SLURM's commands are"
+            ) from error
+    if done.returncode:
+        raise ValueError(f"SLURM refuses the workers' jobs: {done.stderr.strip()}")
 
 
 def slurm_allocation(
@@ -304,17 +322,26 @@ def _step() -> str:
     return os.environ.get("SLURM_STEP_ID", "0")
 
 
-def _share() -> int | str:
-    """Return the memory of one task in bytes, as far as SLURM says."""
+def _share() -> int:
+    """Return the memory of one task in bytes: its part of what the job has on its node."""
+    from distributed.system import memory_limit
+
     if per_cpu := os.environ.get("SLURM_MEM_PER_CPU"):
-        return int(per_cpu) * int(os.environ.get("SLURM_CPUS_PER_TASK", "1")) << 20
+        return (int(per_cpu) << 20) * int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
+    node = memory_limit()  # of the machine, its control group, or the limit that SLURM set
     if per_node := os.environ.get("SLURM_MEM_PER_NODE"):
-        tasks = [
-            int(count)
-            for count in re.findall(r"(\d+)(?:\(x\d+\))?", os.environ.get("SLURM_TASKS_PER_NODE", "1"))
-        ]
-        return (int(per_node) << 20) // max(tasks)
-    return "auto"
+        node = min(node, int(per_node) << 20)
+    counts = os.environ.get("SLURM_STEP_TASKS_PER_NODE") or os.environ.get("SLURM_TASKS_PER_NODE", "1")
+    return node // tasks_on_nodes(counts)[int(os.environ.get("SLURM_NODEID", "0"))]
+
+
+def tasks_on_nodes(text: str) -> list[int]:
+    """Return the number of tasks of each node, which SLURM writes as ``4(x2),1``."""
+    found: list[int] = []
+    for part in text.split(","):
+        count, _, times = part.rstrip(")").partition("(x")
+        found += [int(count)] * int(times or 1)
+    return found
 
 
 def _jobqueue(name: str) -> Any:

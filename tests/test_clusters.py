@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cluster_setup.__main__ import main
+from cluster_setup.slurm import tasks_on_nodes
 from daskcurate import clusters
 from daskcurate.clusters import ClusterSpec, Place, UsageError, cluster_names, cluster_section, find_cluster
 from daskcurate.marked_yaml import ConfigError, parse
@@ -175,3 +176,9 @@ def test_the_command_refuses(capsys):
     ):
         assert main(arguments) == 2
         assert phrase in capsys.readouterr().err
+
+
+def test_tasks_on_nodes():
+    assert tasks_on_nodes("4,1") == [4, 1]
+    assert tasks_on_nodes("16(x3),2") == [16, 16, 16, 2]
+    assert tasks_on_nodes("1") == [1]
