@@ -36,6 +36,7 @@ class SshConfig(Config):
     memory_limit: int | str = "auto"
     connect: Mapping[str, Any] = field(default_factory=dict)
     python: str | None = None
+    interface: str | None = None
     spill_folder: str | os.PathLike[str] | None = None
     dashboard_address: str | None = "127.0.0.1:8787"
     scheduler_port: int = 0
@@ -48,7 +49,7 @@ class SshConfig(Config):
             or not all(isinstance(h, str) and h for h in hosts)
         ):
             raise TypeError(f"hosts={hosts!r} is not allowed: give a list of host names or addresses")
-        for name in ("scheduler_host", "python"):
+        for name in ("scheduler_host", "python", "interface"):
             given = getattr(self, name)
             if given is not None and (not isinstance(given, str) or not given):
                 raise TypeError(f"{name}={given!r} is not allowed: give text or None")
@@ -81,6 +82,7 @@ def ssh(
     scheduler_host: str | None = None,
     connect: Mapping[str, Any] | None = None,
     python: str | None = None,
+    interface: str | None = None,
     spill_folder: str | os.PathLike[str] | None = None,
     dashboard_address: str | None = "127.0.0.1:8787",
     scheduler_port: int = 0,
@@ -104,6 +106,9 @@ def ssh(
         Options of ``asyncssh.connect``: ``username``, ``port``, ``client_keys``, ``known_hosts`` ...
     python : str, optional
         Python on those machines; None: under the same path as the one that runs this.
+    interface : str, optional
+        Network interface that scheduler and workers listen on, such as ``ib0``; None: that of the default
+        route.
     spill_folder : path, optional
         Where workers put results that do not fit in memory, on each machine.
     dashboard_address : str or None
@@ -137,11 +142,13 @@ def _started(config: SshConfig) -> Iterator["Client"]:
     from distributed import Client, SSHCluster
 
     scheduler = {
+        "interface": config.interface,
         "port": config.scheduler_port,
         "dashboard_address": config.dashboard_address,
         "dashboard": config.dashboard_address is not None,
     }
     worker = {
+        "interface": config.interface,
         "n_workers": config.workers_per_host,
         "nthreads": config.threads_per_worker,
         "memory_limit": config.memory_limit,
