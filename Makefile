@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-slow test-gpu test-slurm test-hosts lint bench clean help
+.PHONY: demo test test-slow test-gpu test-slurm test-hosts test-kubernetes lint bench clean help
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -e 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,11 @@ test-slurm: $(VENV)/.installed-test  ## Run the chain on a real SLURM, which is 
 
 test-hosts: $(VENV)/.installed-test  ## Run the chain on hosts with addresses of their own, and lose one
 	$(BIN)/pytest tests/hosts $(ARGS)
+
+# Of the operator's package the schema alone is needed, and none of what it depends on.
+test-kubernetes: $(VENV)/.installed-test  ## Check the Kubernetes manifests against the Dask operator's schema
+	@$(PIP) install --no-deps 'dask-kubernetes>=2026.3'
+	$(BIN)/pytest tests/cluster_setup/test_kubernetes.py $(ARGS)
 
 lint: $(VENV)/.installed-test  ## Check style (ruff) and types (mypy)
 	$(BIN)/ruff check .
