@@ -30,7 +30,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daskcurate.config import Config, check_int
-from daskcurate.local_cluster import check_memory, check_path, host_and_port, settings_in_force
+from daskcurate.local_cluster import (
+    check_memory,
+    check_path,
+    dashboard_links,
+    free_address,
+    host_and_port,
+    settings_in_force,
+)
 from daskcurate.settings import worker_environment
 
 if TYPE_CHECKING:
@@ -200,11 +207,11 @@ def _jobs(config: SlurmConfig) -> Iterator["Client"]:
             python=config.python or sys.executable,
             scheduler_options={
                 "port": config.scheduler_port,
-                "dashboard_address": config.dashboard_address,
+                "dashboard_address": free_address(config.dashboard_address),
                 "dashboard": config.dashboard_address is not None,
             },
         )
-    with cluster, Client(cluster) as client:
+    with dashboard_links(config.dashboard_address), cluster, Client(cluster) as client:
         _check_job(cluster.job_script())
         cluster.scale(config.n_workers)
         client.wait_for_workers(config.min_workers or config.n_workers)
@@ -313,7 +320,7 @@ def _tasks(
             worker_options=worker,
         )
     signal.signal(signal.SIGINT, before)
-    with runner, Client(runner) as client:
+    with dashboard_links(scheduler["dashboard_address"]), runner, Client(runner) as client:
         client.wait_for_workers(runner.n_workers)
         yield client
 

@@ -19,7 +19,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from daskcurate.config import Config, check_int
-from daskcurate.local_cluster import check_memory, check_path, host_and_port, settings_in_force
+from daskcurate.local_cluster import (
+    check_memory,
+    check_path,
+    dashboard_links,
+    host_and_port,
+    settings_in_force,
+)
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -163,6 +169,6 @@ def _started(config: SshConfig) -> Iterator["Client"]:
             scheduler_options=scheduler,
             remote_python=config.python,
         )
-    with cluster, Client(cluster) as client:
+    with dashboard_links(config.dashboard_address), cluster, Client(cluster) as client:
         client.wait_for_workers(len(config.hosts) * config.workers_per_host)
         yield client

@@ -178,7 +178,7 @@ def start_local_cluster(config: LocalClusterConfig) -> "LocalCluster":
             threads_per_worker=config.threads_per_worker,
             memory_limit=config.memory(),
             local_directory=folder,
-            dashboard_address=_free_address(config.dashboard_address),
+            dashboard_address=free_address(config.dashboard_address),
             scheduler_port=config.scheduler_port,
             processes=True,
         )
@@ -219,7 +219,7 @@ def _made_folder(folder: str | os.PathLike[str] | None) -> str | None:
     return str(path)
 
 
-def _free_address(address: str | None) -> str | None:
+def free_address(address: str | None) -> str | None:
     """Return ``address``, with port 0 (any) if its port is taken: Dask would do the same, but warn."""
     if address is None:
         return None
@@ -232,6 +232,17 @@ def _free_address(address: str | None) -> str | None:
         except OSError:
             return f"{host}:0"
     return address
+
+
+@contextmanager
+def dashboard_links(address: str | None) -> Iterator[None]:
+    """Have links to a dashboard that listens for its machine alone say so; Dask puts the scheduler's host in."""
+    import dask
+
+    host = host_and_port(address)[0] if address is not None else ""
+    local = {"distributed.dashboard.link": f"{{scheme}}://{host}:{{port}}/status"}
+    with dask.config.set(local if host in ("127.0.0.1", "localhost") else {}):
+        yield
 
 
 def quieten_shuffles() -> None:

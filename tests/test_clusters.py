@@ -1,8 +1,10 @@
 """Kinds of clusters by name, in files and in commands; nothing here starts one."""
 
+import re
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import dask
 import numpy as np
@@ -11,8 +13,17 @@ import pytest
 from cluster_setup.__main__ import main
 from cluster_setup.slurm import tasks_on_nodes
 from daskcurate import clusters
-from daskcurate.clusters import ClusterSpec, Place, UsageError, cluster_names, cluster_section, find_cluster
+from daskcurate.clusters import (
+    ClusterSpec,
+    Place,
+    UsageError,
+    cluster_names,
+    cluster_section,
+    find_cluster,
+    read_cluster,
+)
 from daskcurate.marked_yaml import ConfigError, parse
+from daskcurate.pipeline_config import load_config
 
 KINDS = {"local-cpu", "local-cuda", "slurm", "slurm-allocation", "ssh"}
 
@@ -182,3 +193,14 @@ def test_tasks_on_nodes():
     assert tasks_on_nodes("4,1") == [4, 1]
     assert tasks_on_nodes("16(x3),2") == [16, 16, 16, 2]
     assert tasks_on_nodes("1") == [1]
+
+
+def test_the_page_about_clusters(tmp_path):
+    text = (Path(__file__).parent.parent / "docs" / "clusters.md").read_text()
+    run, over_ssh = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "run.yaml").write_text(run)
+    found = load_config(tmp_path / "run.yaml").cluster
+    assert (found.name, found.options["memory_limit"]) == ("slurm", "16GiB")
+    (tmp_path / "rack.yaml").write_text(over_ssh)
+    assert read_cluster(tmp_path / "rack.yaml").options["hosts"] == ["node1", "node2"]
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE)) == KINDS

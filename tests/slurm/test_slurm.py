@@ -1,10 +1,12 @@
 """The same run on SLURM: workers as jobs, and as the tasks of one allocation."""
 
 import os
+import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import chain
 import dask
@@ -65,8 +67,9 @@ def test_jobs(emb, reference, tmp_path, monkeypatch):
 
     chain.distribute(monkeypatch.setattr)
     logs = tmp_path / "logs"
+    shown = OPTIONS | {"dashboard_address": "127.0.0.1:8787"}
     with slurm(
-        n_workers=4, workers_per_job=2, log_folder=logs, spill_folder=tmp_path / "spill", **OPTIONS
+        n_workers=4, workers_per_job=2, log_folder=logs, spill_folder=tmp_path / "spill", **shown
     ) as client:
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         assert {worker["memory_limit"] for worker in workers} == {512 << 20}
@@ -80,6 +83,14 @@ def test_jobs(emb, reference, tmp_path, monkeypatch):
         )
         assert set(asked.stdout.splitlines()) == {"2 1G batch 10:00"}
         chain.same_as(dc.compute(chain.whole(emb), store=tmp_path / "run.zarr"), reference)
+        link = urlsplit(client.dashboard_link)
+        assert link.hostname == "127.0.0.1"
+        with socket.create_connection((link.hostname, link.port), timeout=10):
+            pass
+        other = client.scheduler.address.removeprefix("tcp://").split(":")[0]
+        assert other != link.hostname
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((other, link.port), timeout=10)
     until(lambda: not jobs(), "the jobs' end")
     assert len(list(logs.iterdir())) == 4
 
