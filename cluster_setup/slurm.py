@@ -153,7 +153,7 @@ def slurm(
     spill_folder : path, optional
         Where workers put results that do not fit in memory: a disk of the node's own.
     log_folder : path, optional
-        Where the jobs' output goes; a folder that all nodes see.
+        Where the jobs' output goes; a folder that all nodes see. None: ``slurm-N.out`` in the current one.
     job_options : sequence of str
         Further ``#SBATCH`` options, such as ``"--constraint=avx512"``.
     prologue : sequence of str

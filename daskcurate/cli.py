@@ -193,8 +193,7 @@ def _planned(config: RunConfig, where: Place, calibrate: bool = False) -> Plan:
     if calibrate or where.scheduler_at() is not None:
         with a_client(where, config.cluster) as client:
             return daskcurate.plan(*nodes.values(), client=client, store=store, calibrate=calibrate)
-    count, memory = where.spec(config.cluster).size()
-    return daskcurate.plan(*nodes.values(), memory_limit=memory, n_workers=count, store=store)
+    return daskcurate.plan(*nodes.values(), store=store, **where.spec(config.cluster).size())
 
 
 @app.command()

@@ -98,13 +98,19 @@ class ClusterSpec:
                 )
         return find_cluster(self.name)(**self.options)
 
-    def size(self) -> tuple[int | None, Any]:
-        """Return the number of workers and the memory limit of each, as far as the options tell."""
+    def size(self) -> dict[str, Any]:
+        """Return what the options tell of the workers, as arguments of :func:`daskcurate.plan`."""
         if self.name == LOCAL:
             local = LocalClusterConfig(**self.options)
-            return local.workers(), local.memory()
+            count, memory, threads = local.workers(), local.memory(), local.threads_per_worker
+            return {"n_workers": count, "memory_limit": memory, "threads_per_worker": threads}
         options = self.defaults() | dict(self.options)
-        return options.get("n_workers"), options.get("memory_limit")
+        found = {name: options.get(name) for name in ("n_workers", "memory_limit", "threads_per_worker")}
+        if found["memory_limit"] == "auto":
+            found["memory_limit"] = None
+        if found["n_workers"] is None:
+            found["threads_per_worker"] = None
+        return found
 
 
 def cluster_section(item: Marked, name: str | None = None) -> ClusterSpec:

@@ -158,8 +158,7 @@ def _planned(nodes: Mapping[str, Any], given: argparse.Namespace) -> dc.Plan:
     if place.scheduler_at() is not None:
         with open_client(place) as client:
             return dc.plan(*nodes.values(), client=client, store=store)
-    count, memory = place.spec().size()
-    return dc.plan(*nodes.values(), memory_limit=memory, n_workers=count, store=store)
+    return dc.plan(*nodes.values(), store=store, **place.spec().size())
 
 
 def _scale(text: str) -> Scale:

@@ -10,6 +10,7 @@ import dask
 import numpy as np
 import pytest
 
+import daskcurate as dc
 from cluster_setup.__main__ import main
 from cluster_setup.slurm import tasks_on_nodes
 from daskcurate import clusters
@@ -128,8 +129,25 @@ def test_a_cluster_that_is_asked_for_comes_before_the_environment(tmp_path):
 
 
 def test_what_a_plan_is_made_for():
-    assert ClusterSpec("slurm", {"n_workers": 6}).size() == (6, "4GiB")
-    assert ClusterSpec("local-cpu", {"n_workers": 2, "memory_limit": "1GiB"}).size() == (2, 1 << 30)
+    def size(count, memory, threads):
+        return {"n_workers": count, "memory_limit": memory, "threads_per_worker": threads}
+
+    assert ClusterSpec("slurm", {"n_workers": 6, "threads_per_worker": 4}).size() == size(6, "4GiB", 4)
+    assert ClusterSpec("slurm-allocation", {"threads_per_worker": 4}).size() == size(None, None, None)
+    assert ClusterSpec("ssh", {"hosts": ["a"], "memory_limit": "2GiB"}).size() == size(None, "2GiB", None)
+    options = {"n_workers": 2, "memory_limit": "1GiB", "threads_per_worker": 3}
+    assert ClusterSpec("local-cpu", options).size() == size(2, 1 << 30, 3)
+
+
+def test_a_plan_knows_of_threads_that_share_a_workers_memory(pool):
+    flat = dc.kmeans(pool(np.ones((100, 4))), 5)
+    with pytest.raises(ValueError, match="threads_per_worker=2 is not allowed without n_workers"):
+        dc.plan(flat, threads_per_worker=2)
+    with pytest.raises(ValueError, match="threads_per_worker=0 is not allowed"):
+        dc.plan(flat, n_workers=1, threads_per_worker=0)
+    one, four = (dc.plan(flat, n_workers=2, memory_limit="4GiB", threads_per_worker=n) for n in (1, 4))
+    peak = [max(stage.peak_memory for stage in found.stages) for found in (one, four)]
+    assert peak[1] > peak[0]
 
 
 @pytest.fixture

@@ -96,6 +96,7 @@ def test_jobs(emb, reference, tmp_path, monkeypatch):
 
 
 def test_a_job_that_is_cancelled(emb, reference, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where SLURM puts the output of jobs
     chain.distribute(monkeypatch.setattr)
     with slurm(n_workers=2, **OPTIONS) as client:
         first = min(jobs(), key=int)
