@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-slow test-gpu lint docs bench clean help
+.PHONY: demo test test-slow test-gpu test-slurm test-hosts test-kubernetes lint docs bench clean help
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -e 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,18 @@ test-slow: $(VENV)/.installed-test  ## Run the tests that take long
 # cupy and dask-cuda come with the extra gpu-cu12 or gpu-cu13: .venv/bin/pip install -e ".[gpu-cu12]"
 test-gpu: $(VENV)/.installed-test  ## Run the tests that need an NVIDIA GPU
 	$(BIN)/pytest -m gpu $(ARGS)
+
+# Both need root on Debian or Ubuntu: the first installs packages with apt, the second makes network namespaces.
+test-slurm: $(VENV)/.installed-test  ## Run the chain on a real SLURM, which is installed and started here
+	$(BIN)/pytest tests/slurm $(ARGS)
+
+test-hosts: $(VENV)/.installed-test  ## Run the chain on hosts with addresses of their own, and lose one
+	$(BIN)/pytest tests/hosts $(ARGS)
+
+# Of the operator's package the schema alone is needed, and none of what it depends on.
+test-kubernetes: $(VENV)/.installed-test  ## Check the Kubernetes manifests against the Dask operator's schema
+	@$(PIP) install --no-deps 'dask-kubernetes>=2026.3'
+	$(BIN)/pytest tests/cluster_setup/test_kubernetes.py $(ARGS)
 
 lint: $(VENV)/.installed-test  ## Check style (ruff) and types (mypy)
 	$(BIN)/ruff check .

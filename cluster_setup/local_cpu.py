@@ -16,16 +16,14 @@ Or as a command that keeps a cluster up, to which any number of runs connect one
 """
 
 import argparse
-import json
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster_setup.keeping import keep_up
 from daskcurate.local_cluster import make_local_cluster
 
 if TYPE_CHECKING:
@@ -110,52 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given["dashboard_address"] = None
     if given["memory_limit"].isdigit():
         given["memory_limit"] = int(given["memory_limit"])
-    if scheduler_file is not None and not scheduler_file.absolute().parent.is_dir():
-        parser.error(
-            f"--scheduler-file {scheduler_file}: there is no folder {scheduler_file.absolute().parent}"
-        )
-    written = False
-    stop = threading.Event()
-    previous = {
-        number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        with local_cpu(**given) as client:
-            _announce(client)
-            if scheduler_file is not None:
-                _write_scheduler_file(client, scheduler_file)
-                written = True
-            print("Ctrl-C to stop", flush=True)
-            stop.wait()
-            print("closing", flush=True)
-    except (TypeError, ValueError, OSError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        if scheduler_file is not None and written:
-            # A file that outlives its scheduler makes the next run wait for a machine that is not there.
-            scheduler_file.unlink(missing_ok=True)
-    return 0
-
-
-def _announce(client: "Client") -> None:
-    """Print where scheduler and dashboard are, and what the workers have."""
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    limit = min(worker["memory_limit"] for worker in workers)
-    threads = sum(worker["nthreads"] for worker in workers)
-    print(f"scheduler  {client.scheduler_info(n_workers=0)['address']}")
-    print(f"dashboard  {client.dashboard_link or 'none'}")
-    print(f"workers    {len(workers)} ({threads} threads, {limit / 2**30:.2f} GiB each)")
-
-
-def _write_scheduler_file(client: "Client", path: Path) -> None:
-    """Write what ``Client(scheduler_file=...)`` reads; renamed into place, so that nobody sees half of it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(client.scheduler_info(n_workers=0) | {"workers": {}}, default=str))
-    partial.replace(path)
-    print(f"file       {path}")
+    return keep_up(lambda: local_cpu(**given), scheduler_file, parser.prog)
 
 
 def _parser() -> argparse.ArgumentParser:

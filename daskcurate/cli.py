@@ -17,6 +17,8 @@ from rich.text import Text
 import daskcurate
 from daskcurate import cli_judging
 from daskcurate.cli_options import (
+    Cluster,
+    ClusterConfig,
     Config,
     Memory,
     Overrides,
@@ -27,8 +29,10 @@ from daskcurate.cli_options import (
     a_client,
     console,
     errors,
+    place,
     show,
 )
+from daskcurate.clusters import Place
 from daskcurate.config import check_int, check_number
 from daskcurate.digits import DEMO_ROWS
 from daskcurate.io.export import FORMATS as EXPORT_FORMATS
@@ -37,7 +41,6 @@ from daskcurate.io.inspection import Inspection, is_pool_at, sources_and_dest
 from daskcurate.io.paths import as_url
 from daskcurate.io.resolve import FORMATS, Options, open_source
 from daskcurate.io.sniff import suffix_of
-from daskcurate.local_cluster import LocalClusterConfig
 from daskcurate.pipeline_config import RunConfig, load_config
 from daskcurate.planning import Plan, PlanError
 from daskcurate.runner import finished
@@ -64,6 +67,8 @@ def demo(
     fresh: Annotated[bool, typer.Option(help="Start over instead of keeping finished stages.")] = False,
     scheduler: Scheduler = None,
     scheduler_file: SchedulerFile = None,
+    cluster: Cluster = None,
+    cluster_config: ClusterConfig = None,
     n_workers: Workers = None,
     memory_limit: Memory = None,
 ) -> None:
@@ -77,7 +82,8 @@ def demo(
         open_source(source, Options())  # its headers: what is not there is said before a cluster is started
     if fresh:
         clear(output)
-    with a_client(scheduler, scheduler_file, n_workers, memory_limit) as client:
+    where = place(scheduler, scheduler_file, cluster, cluster_config, n_workers, memory_limit)
+    with a_client(where) as client:
         run_demo(output, source, eps, rows, seed, client, console)
 
 
@@ -177,13 +183,8 @@ def _show_plan(found: Plan, config: RunConfig) -> None:
         console.print(f"Nothing is left to run: {config.store} holds every stage.")
 
 
-def _planned(
-    config: RunConfig, scheduler: str | None, scheduler_file: Path | None, n_workers: int | None,
-    memory_limit: str | None, calibrate: bool = False,
-) -> Plan:  # fmt: skip
-    """Return the plan for the scheduler's workers, or for the local cluster that would be started."""
-    import dask
-
+def _planned(config: RunConfig, where: Place, calibrate: bool = False) -> Plan:
+    """Return the plan for the scheduler's workers, or for the cluster that would be started."""
     spec = config.embeddings
     if spec.ingest is not None:
         try:
@@ -196,19 +197,10 @@ def _planned(
         emb = daskcurate.open_embeddings(spec.path)
     nodes = config.build(emb)
     store = config.store if RunStore(config.store).exists() else None
-    if scheduler or scheduler_file or dask.config.get("scheduler-address", None):
-        with a_client(scheduler, scheduler_file, n_workers, memory_limit) as client:
+    if calibrate or where.scheduler_at() is not None:
+        with a_client(where, config.cluster) as client:
             return daskcurate.plan(*nodes.values(), client=client, store=store, calibrate=calibrate)
-    if calibrate:
-        with a_client(None, None, n_workers, memory_limit, config.cluster) as client:
-            return daskcurate.plan(*nodes.values(), client=client, store=store, calibrate=True)
-    settings = dict(config.cluster.as_dict()) if config.cluster is not None else {}
-    settings |= {"n_workers": n_workers} if n_workers is not None else {}
-    settings |= {"memory_limit": memory_limit} if memory_limit is not None else {}
-    local = LocalClusterConfig(**settings)
-    return daskcurate.plan(
-        *nodes.values(), memory_limit=local.memory(), n_workers=local.workers(), store=store
-    )
+    return daskcurate.plan(*nodes.values(), store=store, **where.spec(config.cluster).size())
 
 
 @app.command()
@@ -217,6 +209,8 @@ def plan(
     overrides: Overrides = None,
     scheduler: Scheduler = None,
     scheduler_file: SchedulerFile = None,
+    cluster: Cluster = None,
+    cluster_config: ClusterConfig = None,
     n_workers: Workers = None,
     memory_limit: Memory = None,
     calibrate: Annotated[
@@ -226,7 +220,8 @@ def plan(
 ) -> None:
     """Say what a run would take, and run nothing."""
     loaded = load_config(config, overrides or ())
-    _show_plan(_planned(loaded, scheduler, scheduler_file, n_workers, memory_limit, calibrate), loaded)
+    where = place(scheduler, scheduler_file, cluster, cluster_config, n_workers, memory_limit)
+    _show_plan(_planned(loaded, where, calibrate), loaded)
 
 
 @app.command()
@@ -236,13 +231,16 @@ def run(
     dry_run: Annotated[bool, typer.Option(help="Show the plan and stop.")] = False,
     scheduler: Scheduler = None,
     scheduler_file: SchedulerFile = None,
+    cluster: Cluster = None,
+    cluster_config: ClusterConfig = None,
     n_workers: Workers = None,
     memory_limit: Memory = None,
 ) -> None:
     """Run what a YAML file describes; finished stages of its store are kept."""
     loaded = load_config(config, overrides or ())
+    where = place(scheduler, scheduler_file, cluster, cluster_config, n_workers, memory_limit)
     if dry_run:
-        _show_plan(_planned(loaded, scheduler, scheduler_file, n_workers, memory_limit), loaded)
+        _show_plan(_planned(loaded, where), loaded)
         return
     for item in loaded.exports:
         format_of(item.dest, item.format)
@@ -251,7 +249,7 @@ def run(
     nodes = (
         loaded.build(emb) if emb is not None else {}
     )  # what is not allowed is said before a cluster is started
-    with a_client(scheduler, scheduler_file, n_workers, memory_limit, loaded.cluster) as client:
+    with a_client(where, loaded.cluster) as client:
         nodes = nodes or loaded.build(_ingest_pool(loaded))
         found = daskcurate.compute(*nodes.values(), store=loaded.store, client=client)
         results = dict(zip(nodes, found if len(nodes) > 1 else (found,), strict=True))

@@ -8,6 +8,8 @@ from rich.table import Table
 
 import daskcurate
 from daskcurate.cli_options import (
+    Cluster,
+    ClusterConfig,
     Memory,
     Scheduler,
     SchedulerFile,
@@ -15,6 +17,7 @@ from daskcurate.cli_options import (
     Workers,
     a_client,
     console,
+    place,
     show,
 )
 
@@ -60,6 +63,8 @@ def choose_eps(
     overwrite: Overwrite = False,
     scheduler: Scheduler = None,
     scheduler_file: SchedulerFile = None,
+    cluster: Cluster = None,
+    cluster_config: ClusterConfig = None,
     n_workers: Workers = None,
     memory_limit: Memory = None,
 ) -> None:
@@ -73,7 +78,8 @@ def choose_eps(
         emb, asked, sample_size=sample, n_clusters=clusters, keep=keep, metric=metric, seed=seed
     )
     page = EpsPage(emb, output, texts, images, overwrite)
-    with a_client(scheduler, scheduler_file, n_workers, memory_limit) as client:
+    where = place(scheduler, scheduler_file, cluster, cluster_config, n_workers, memory_limit)
+    with a_client(where) as client:
         found = estimate.run(client)
     show(_choice_table(found))
     console.print(f"Wrote {page.write(found)}")
@@ -91,6 +97,8 @@ def choose_k(
     overwrite: Overwrite = False,
     scheduler: Scheduler = None,
     scheduler_file: SchedulerFile = None,
+    cluster: Cluster = None,
+    cluster_config: ClusterConfig = None,
     n_workers: Workers = None,
     memory_limit: Memory = None,
 ) -> None:
@@ -104,7 +112,8 @@ def choose_k(
         emb, asked, sample_size=sample, n_iters=n_iters, fit_fraction=fit_fraction, metric=metric, seed=seed
     )
     page = KPage(emb, output, overwrite)
-    with a_client(scheduler, scheduler_file, n_workers, memory_limit) as client:
+    where = place(scheduler, scheduler_file, cluster, cluster_config, n_workers, memory_limit)
+    with a_client(where) as client:
         found = estimate.run(client)
     show(_choice_table(found))
     console.print(f"Wrote {page.write(found)}")

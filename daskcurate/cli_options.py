@@ -9,56 +9,45 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from daskcurate.local_cluster import LocalClusterConfig, start_local_cluster
+from daskcurate.clusters import ClusterSpec, Place, UsageError, open_client
 
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 WIDE = 400
 
+__all__ = ["UsageError", "a_client", "console", "errors", "place", "show"]
+
 Scheduler = Annotated[str | None, typer.Option(help="Address of a running Dask scheduler.")]
 SchedulerFile = Annotated[Path | None, typer.Option(help="JSON file that a running scheduler wrote.")]
-Workers = Annotated[int | None, typer.Option(help="Worker processes of the local cluster.")]
-Memory = Annotated[str | None, typer.Option(help="Memory limit of each local worker, such as 4GiB.")]
+Cluster = Annotated[
+    str | None, typer.Option(help="Kind of cluster to start, such as local-cpu or slurm; docs/clusters.md.")
+]
+ClusterConfig = Annotated[
+    Path | None, typer.Option(help="YAML file of that cluster's options, in place of the run's own.")
+]
+Workers = Annotated[int | None, typer.Option(help="Worker processes of the cluster that is started.")]
+Memory = Annotated[str | None, typer.Option(help="Memory limit of each of its workers, such as 4GiB.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="key=value in place of the file's; repeatable.")
 ]
 Config = Annotated[Path, typer.Argument(help="The run's YAML file.")]
 
 
-class UsageError(ValueError):
-    """Options that do not go together."""
+def place(
+    scheduler: str | None, scheduler_file: Path | None, cluster: str | None, cluster_config: Path | None,
+    n_workers: int | None, memory_limit: str | None,
+) -> Place:  # fmt: skip
+    """Return where a command runs, by its options."""
+    return Place(
+        scheduler=scheduler, scheduler_file=scheduler_file, cluster=cluster, cluster_config=cluster_config,
+        n_workers=n_workers, memory_limit=memory_limit,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
-def a_client(
-    scheduler: str | None, scheduler_file: Path | None, n_workers: int | None, memory: str | None,
-    local: LocalClusterConfig | None = None,
-) -> Iterator[Any]:  # fmt: skip
-    """Yield a client of the cluster that the options name, or of a local one; say where its dashboard is."""
-    import dask
-    from distributed import Client
-
-    if scheduler and scheduler_file:
-        raise UsageError(f"--scheduler {scheduler} with --scheduler-file {scheduler_file}: give one of them")
-    address = scheduler or dask.config.get("scheduler-address", None)
-    with contextlib.ExitStack() as stack:
-        if scheduler_file or address:
-            if n_workers or memory:
-                raise UsageError(
-                    "--n-workers and --memory-limit are for a local cluster, not with a scheduler"
-                )
-            if scheduler_file and not scheduler_file.exists():
-                raise UsageError(f"--scheduler-file {scheduler_file}: there is no such file")
-            where = {"scheduler_file": str(scheduler_file)} if scheduler_file else {"address": address}
-            client = stack.enter_context(Client(**where, timeout="20s"))
-        else:
-            settings = dict(local.as_dict()) if local is not None else {}
-            if n_workers is not None:
-                settings["n_workers"] = n_workers
-            if memory is not None:
-                settings["memory_limit"] = memory
-            cluster = stack.enter_context(start_local_cluster(LocalClusterConfig(**settings)))
-            client = stack.enter_context(Client(cluster))
+def a_client(place: Place, section: ClusterSpec | None = None) -> Iterator[Any]:
+    """Yield a client of the cluster that the options name; say where its dashboard is."""
+    with open_client(place, section) as client:
         console.print(f"Dashboard: {client.dashboard_link}")
         yield client
 

@@ -1,6 +1,5 @@
 """A pool of embeddings: rows (and ids) in a zarr store that is never changed once written."""
 
-import os
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -8,7 +7,16 @@ import dask.array as da
 import numpy as np
 import zarr
 
-from daskcurate.io.paths import PathLike, as_url, exists, is_folder, is_local, is_zarr, zarr_store
+from daskcurate.io.paths import (
+    PathLike,
+    as_url,
+    exists,
+    is_folder,
+    is_local,
+    is_zarr,
+    read_bytes,
+    zarr_store,
+)
 
 ATTRIBUTE = "daskcurate"
 FORMAT = "pool"
@@ -22,8 +30,8 @@ DTYPES = ("float16", "float32")
 class PoolRows:
     """The rows of a stored pool, sliced like an array; a pickle of it holds no data.
 
-    Chunks of local pools are uncompressed files, and are read directly: about as fast as the disk, and a
-    missing chunk is an error instead of zeros.
+    Chunks are uncompressed files or objects, and are read directly: about as fast as the disk, only the rows
+    that are asked for, and a missing chunk is an error instead of zeros.
     """
 
     ndim = 2
@@ -48,9 +56,6 @@ class PoolRows:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return rows ``start`` to ``stop``."""
-        if not is_local(self.path):
-            group = zarr.open_group(zarr_store(self.path, read_only=True), mode="r")
-            return np.asarray(group[ROWS][start:stop])  # type: ignore[index]
         parts = []
         for chunk in range(start // self.chunk_rows, -(-stop // self.chunk_rows)):
             origin = chunk * self.chunk_rows
@@ -59,15 +64,16 @@ class PoolRows:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _read_chunk(self, chunk: int, low: int, high: int) -> np.ndarray:
-        name = os.path.join(self.path, ROWS, "c", str(chunk), "0")
+        name = "/".join((self.path, ROWS, "c", str(chunk), "0"))
         width = self.shape[1]
+        size = width * self.dtype.itemsize
         try:
-            items = np.fromfile(
-                name,
-                dtype=self.dtype.newbyteorder("<"),
-                count=(high - low) * width,
-                offset=low * width * self.dtype.itemsize,
-            )
+            if is_local(name):
+                items = np.fromfile(
+                    name, dtype=self.dtype.newbyteorder("<"), count=(high - low) * width, offset=low * size
+                )
+            else:
+                items = _whole_items(read_bytes(name, low * size, high * size), self.dtype)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{name} is missing: the pool {self.path} is damaged; ingest it again"
@@ -75,6 +81,10 @@ class PoolRows:
         if items.size != (high - low) * width:
             raise ValueError(f"{name} is cut short: the pool {self.path} is damaged; ingest it again")
         return items.astype(self.dtype, copy=False).reshape(-1, width)
+
+
+def _whole_items(data: bytes, dtype: np.dtype) -> np.ndarray:
+    return np.frombuffer(data, dtype.newbyteorder("<"), count=len(data) // dtype.itemsize)
 
 
 class SkippedSamples(NamedTuple):

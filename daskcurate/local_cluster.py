@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from daskcurate.config import Config, check_int
+from daskcurate.settings import dask_settings, worker_environment
 
 if TYPE_CHECKING:
     from distributed import LocalCluster
@@ -18,35 +19,7 @@ if TYPE_CHECKING:
 SMALLEST_LIMIT = 128 * 2**20
 """A worker that has only imported NumPy, SciPy and Dask holds about this much."""
 
-SETTINGS = {
-    # A worker may hold 1.0 times its threads in queued tasks that load data, so that chunks are not read
-    # faster than they are used up. Dask's 1.1 rounds up to one chunk more for each worker.
-    "distributed.scheduler.worker-saturation": 1.0,
-    # Fractions of a worker's memory limit. Results go to disk from .6 (by their own size) and .7 (by the
-    # process's), no new task starts from .8, and at .95 the nanny restarts the worker: one worker is lost
-    # instead of the machine. Dask's defaults, fixed here because a site's configuration may switch them off.
-    "distributed.worker.memory.target": 0.6,
-    "distributed.worker.memory.spill": 0.7,
-    "distributed.worker.memory.pause": 0.8,
-    "distributed.worker.memory.terminate": 0.95,
-    # Buffers of the peer-to-peer shuffle in each worker: rows that wait to be sent, and to be written to disk.
-    # Dask allows 1 GiB for the first, which alone is more than a small worker has.
-    "distributed.p2p.comm.buffer": "64 MiB",
-    "distributed.p2p.storage.buffer": "64 MiB",
-}
-
-WORKER_ENVIRONMENT = {
-    # Every worker thread runs one task; more BLAS threads than that compete for the same cores, and the
-    # order in which they add up is not fixed. Read when NumPy loads: must be set before a worker starts.
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    # zarr reads this many chunks at once for each reading task, all of them held in memory. A task reads
-    # one or a few large chunks, so that little is gained by more; zarr's own 10 multiplies by the threads.
-    "ZARR_ASYNC__CONCURRENCY": "4",
-    # Threads of zarr for decompression: by default 4 more than the machine has cores, in every worker.
-    "ZARR_THREADING__MAX_WORKERS": "2",
-}
+LOST_WORKER_TIMEOUT = "distributed.deploy.lost-worker-timeout"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,37 +44,11 @@ class LocalClusterConfig(Config):
         if self.n_workers is not None:
             self._set("n_workers", check_int("n_workers", self.n_workers, 1))
         self._set("threads_per_worker", check_int("threads_per_worker", self.threads_per_worker, 1))
-        self._check_memory_limit()
-        if self.spill_folder is not None and not isinstance(self.spill_folder, str | os.PathLike):
-            raise TypeError(f"spill_folder={self.spill_folder!r} is not allowed: give a path or None")
+        self._set("memory_limit", check_memory(self.memory_limit))
+        check_path("spill_folder", self.spill_folder)
         if self.dashboard_address is not None:
             host_and_port(self.dashboard_address)
         self._set("scheduler_port", check_int("scheduler_port", self.scheduler_port, 0, 65535))
-
-    def _check_memory_limit(self) -> None:
-        given = self.memory_limit
-        refused = (
-            f"memory_limit={given!r} is not allowed: give 'auto', a number of bytes, or text such as '4GiB'"
-        )
-        if given == "auto":
-            return
-        if isinstance(given, str):
-            from dask.utils import parse_bytes
-
-            try:
-                size = parse_bytes(given)
-            except ValueError as error:
-                raise ValueError(refused) from error
-        elif isinstance(given, int) and not isinstance(given, bool):
-            size = given
-        else:
-            raise TypeError(refused)
-        if size < SMALLEST_LIMIT:
-            raise ValueError(
-                f"memory_limit={given!r} is not allowed: it is the limit of each worker, which needs "
-                f"at least {SMALLEST_LIMIT >> 20} MiB before it holds any data"
-            )
-        self._set("memory_limit", size)
 
     def workers(self) -> int:
         """Return the number of worker processes."""
@@ -119,6 +66,36 @@ class LocalClusterConfig(Config):
 
         # Not all of it: this process, the scheduler and the page cache need room as well.
         return max(SMALLEST_LIMIT, memory_limit() * 4 // 5 // self.workers())
+
+
+def check_memory(given: int | str) -> int | str:
+    """Return a worker's ``memory_limit`` in bytes, or ``auto``, if it is one."""
+    refused = f"memory_limit={given!r} is not allowed: give 'auto', a number of bytes, or text such as '4GiB'"
+    if given == "auto":
+        return given
+    if isinstance(given, str):
+        from dask.utils import parse_bytes
+
+        try:
+            size = parse_bytes(given)
+        except ValueError as error:
+            raise ValueError(refused) from error
+    elif isinstance(given, int) and not isinstance(given, bool):
+        size = given
+    else:
+        raise TypeError(refused)
+    if size < SMALLEST_LIMIT:
+        raise ValueError(
+            f"memory_limit={given!r} is not allowed: it is the limit of each worker, which needs "
+            f"at least {SMALLEST_LIMIT >> 20} MiB before it holds any data"
+        )
+    return size
+
+
+def check_path(name: str, given: str | os.PathLike[str] | None) -> None:
+    """Raise TypeError unless ``given`` is a path or None."""
+    if given is not None and not isinstance(given, str | os.PathLike):
+        raise TypeError(f"{name}={given!r} is not allowed: give a path or None")
 
 
 def host_and_port(address: str) -> tuple[str, int]:
@@ -193,23 +170,31 @@ def start_local_cluster(config: LocalClusterConfig) -> "LocalCluster":
     import dask
     from distributed import LocalCluster
 
-    _quieten_shuffles()
-    # A worker that dies twice within this time (15 s by default) loses its place for good, and a cluster
-    # without workers waits forever. Read when a worker is lost, so it is set for the whole process.
-    dask.config.set({"distributed.deploy.lost-worker-timeout": "365 days"})
-    environment = {f"distributed.nanny.pre-spawn-environ.{key}": v for key, v in WORKER_ENVIRONMENT.items()}
     # The nannies keep a copy of both for the workers that they start later in place of lost ones.
     preload = {"distributed.worker.preload": [*dask.config.get("distributed.worker.preload"), __name__]}
-    with dask.config.set(SETTINGS | environment | preload), _environment(WORKER_ENVIRONMENT):
+    with settings_in_force(), dask.config.set(preload):
         return LocalCluster(
             n_workers=config.workers(),
             threads_per_worker=config.threads_per_worker,
             memory_limit=config.memory(),
             local_directory=folder,
-            dashboard_address=_free_address(config.dashboard_address),
+            dashboard_address=free_address(config.dashboard_address),
             scheduler_port=config.scheduler_port,
             processes=True,
         )
+
+
+@contextmanager
+def settings_in_force() -> Iterator[None]:
+    """Put ``daskcurate.dask`` and ``daskcurate.environment`` in force for what is started meanwhile."""
+    import dask
+
+    quieten_shuffles()
+    settings = dask_settings()
+    # Read when a worker is lost, so it is set for the whole process.
+    dask.config.set({name: settings[name] for name in (LOST_WORKER_TIMEOUT,) if name in settings})
+    with dask.config.set(settings), _environment(worker_environment()):
+        yield
 
 
 def dask_setup(worker: object) -> None:
@@ -241,7 +226,7 @@ def _made_folder(folder: str | os.PathLike[str] | None) -> str | None:
     return str(path)
 
 
-def _free_address(address: str | None) -> str | None:
+def free_address(address: str | None) -> str | None:
     """Return ``address``, with port 0 (any) if its port is taken: Dask would do the same, but warn."""
     if address is None:
         return None
@@ -256,7 +241,18 @@ def _free_address(address: str | None) -> str | None:
     return address
 
 
-def _quieten_shuffles() -> None:
+@contextmanager
+def dashboard_links(address: str | None) -> Iterator[None]:
+    """Have links to a dashboard that listens for its machine alone say so; Dask puts the scheduler's host in."""
+    import dask
+
+    host = host_and_port(address)[0] if address is not None else ""
+    local = {"distributed.dashboard.link": f"{{scheme}}://{host}:{{port}}/status"}
+    with dask.config.set(local if host in ("127.0.0.1", "localhost") else {}):
+        yield
+
+
+def quieten_shuffles() -> None:
     """Drop the warnings that Dask's shuffle logs whenever one is finished; leave a level set by the user."""
     logger = logging.getLogger("distributed.shuffle")
     if logger.level == logging.NOTSET:

@@ -1,7 +1,7 @@
 """YAML that remembers where each value was written, so that an error can say so."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NoReturn
@@ -70,6 +70,13 @@ def choices(name: str, allowed: Iterable[str]) -> str:
     near = get_close_matches(name, allowed, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"give one of {_listed(allowed)}{hint}" if allowed else "there is none"
+
+
+def blame(item: Marked, given: Mapping[str, Marked], error: Exception) -> NoReturn:
+    """Raise a check's error at the parameter that its message begins with, or else at ``item``."""
+    name = re.match(r"\w+", str(error))
+    culprit = given.get(name.group(), item) if name is not None else item
+    culprit.fail(str(error), error)
 
 
 def parse(text: str, file: str) -> Marked:

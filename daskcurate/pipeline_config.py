@@ -12,21 +12,20 @@ Names are those of the Python interface::
       picks: {hierarchical_sample: {tree: tree, target_size: 20000}}
     exports:
       picks.npy: picks
+    cluster: {name: slurm, n_workers: 8, memory_limit: 16GiB}   # where; without: this machine's cores
 """
 
-import dataclasses
 import keyword
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from daskcurate.clusters import ClusterSpec, cluster_section
 from daskcurate.config import check_choice
 from daskcurate.expressions import evaluate, names_in
-from daskcurate.local_cluster import LocalClusterConfig
-from daskcurate.marked_yaml import ConfigError, Marked, choices, override, parse
+from daskcurate.marked_yaml import ConfigError, Marked, blame, choices, override, parse
 from daskcurate.verbs import VERBS, check_values
 
 __all__ = ["ConfigError", "ExportSpec", "PoolSpec", "RunConfig", "StageSpec", "load_config"]
@@ -75,7 +74,8 @@ class RunConfig:
     stages: tuple[StageSpec, ...]
     """In an order in which each comes after those that it refers to."""
     exports: tuple[ExportSpec, ...] = ()
-    cluster: LocalClusterConfig | None = None
+    cluster: ClusterSpec | None = None
+    """Where to run, unless the command's options say."""
 
     def build(self, emb: Any) -> dict[str, Any]:
         """Return the lazy stages over a pool, by name; nothing runs.
@@ -159,7 +159,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         store=_text(top["store"], "the path or URL of a run store"),
         stages=stages,
         exports=_exports(top["exports"], stages) if "exports" in top else (),
-        cluster=_cluster(top["cluster"]) if "cluster" in top else None,
+        cluster=cluster_section(top["cluster"]) if "cluster" in top else None,
     )
     if config.store.rstrip("/") == config.embeddings.path.rstrip("/"):
         top["store"].fail(f"{config.store!r} is the pool itself: give another path")
@@ -228,23 +228,6 @@ def _pool(item: Marked) -> PoolSpec:
         if not allowed(value.plain):
             value.fail(f"{name}={value.plain!r} is not allowed: give {what}")
     return PoolSpec(given["dest"].value, {name: value.plain for name, value in given.items()})
-
-
-def _cluster(item: Marked) -> LocalClusterConfig:
-    if item.value is None:
-        return LocalClusterConfig()
-    given = item.section((entry.name for entry in dataclasses.fields(LocalClusterConfig)), (), "key")
-    try:
-        return LocalClusterConfig(**{name: value.plain for name, value in given.items()})
-    except (TypeError, ValueError) as error:
-        _blame(item, given, error)
-
-
-def _blame(item: Marked, given: Mapping[str, Marked], error: Exception) -> NoReturn:
-    """Raise a check's error at the parameter that its message begins with, or else at ``item``."""
-    name = re.match(r"\w+", str(error))
-    culprit = given.get(name.group(), item) if name is not None else item
-    culprit.fail(str(error), error)
 
 
 def _exports(item: Marked, stages: Sequence[StageSpec]) -> tuple[ExportSpec, ...]:
@@ -337,7 +320,7 @@ def _stage(name: str, verb_name: str, body: Marked, kinds: Mapping[str, str]) ->
     try:
         check_values(verb, values)
     except (TypeError, ValueError) as error:
-        _blame(body, given, error)
+        blame(body, given, error)
     return StageSpec(name, verb_name, values, clustering, within, body.where)
 
 

@@ -33,6 +33,7 @@ def plan(
     *nodes: Any,
     memory_limit: Any = None,
     n_workers: int | None = None,
+    threads_per_worker: int | None = None,
     client: Client | None = None,
     store: Any = None,
     calibrate: bool = False,
@@ -47,7 +48,9 @@ def plan(
         Memory of one worker: bytes, or text such as ``"4GiB"``. None: the current client's workers', or
         what a local cluster would give.
     n_workers
-        Worker processes of one thread each, in place of the client's.
+        Worker processes, in place of the client's.
+    threads_per_worker
+        Tasks that each of ``n_workers`` runs at a time, sharing its memory; None: 1.
     client
         Dask client whose workers to plan for; None: the current one, if any.
     store
@@ -71,7 +74,11 @@ def plan(
     found = given_client(client) or current_client()
     limits = cluster_limits(found) if found is not None else Limits.local()
     if n_workers is not None:
-        limits = Limits(check_int("n_workers", n_workers, 1), n_workers, limits.worker_memory)
+        count = check_int("n_workers", n_workers, 1)
+        threads = check_int("threads_per_worker", 1 if threads_per_worker is None else threads_per_worker, 1)
+        limits = Limits(count, count * threads, limits.worker_memory, threads)
+    elif threads_per_worker is not None:
+        raise ValueError(f"threads_per_worker={threads_per_worker!r} is not allowed without n_workers")
     if memory_limit is not None:
         limits = limits.with_memory(memory_limit)
     machine = None

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import dask
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
+
+from daskcurate.settings import show_progress
 
 SECONDS_BETWEEN_LINES = 5.0
 logger = logging.getLogger("daskcurate")
@@ -29,7 +30,7 @@ class Progress:
     """
 
     def __init__(self, stages: Sequence[Any], show: bool | None = None):
-        shown = dask.config.get("daskcurate.progress", True) if show is None else show
+        shown = show_progress() if show is None else show
         self.stages = list(stages)
         self.bars: Bars | None = None
         self.ids: dict[str, TaskID] = {}

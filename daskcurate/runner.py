@@ -27,11 +27,9 @@ from daskcurate.hierarchy import Hierarchy
 from daskcurate.nodes import NotComputedError, Stage
 from daskcurate.planning import Limits, plan_stages
 from daskcurate.progress import Progress
+from daskcurate.settings import retries
 from daskcurate.store import RunStore, versions, write_block
 from daskcurate.tasks import task
-
-RETRIES = 3
-"""How often a task is tried again after its worker died or its shuffle broke."""
 
 
 def current_client() -> Client | None:
@@ -117,7 +115,7 @@ class StageRun:
     def start(self, tasks: Sequence[Delayed]) -> list[Any]:
         """Run tasks and return at once; :meth:`finish` waits for them. They go on only while that is held."""
         self.tasks += len(tasks)
-        return self.client.compute(list(tasks), retries=RETRIES) if tasks else []
+        return self.client.compute(list(tasks), retries=retries()) if tasks else []
 
     def finish(self, started: Sequence[Any], step: str = "") -> list[Any]:
         """Return the results of tasks that :meth:`start` started, which must be small."""
@@ -143,7 +141,7 @@ class StageRun:
         if not tasks:
             return []
         self.tasks += len(tasks)
-        kept = list(self.client.persist(list(tasks), retries=RETRIES))
+        kept = list(self.client.persist(list(tasks), retries=retries()))
         futures = [
             future for item in kept for future in item.dask.values() if hasattr(future, "add_done_callback")
         ]
@@ -221,7 +219,7 @@ class LooseTasks:
 
     def gather(self, tasks: Sequence[Delayed]) -> list[Any]:
         """Run tasks and return their results, which must be small; cancel the others where one fails."""
-        futures = self.client.compute(list(tasks), retries=RETRIES)
+        futures = self.client.compute(list(tasks), retries=retries())
         try:
             return self.client.gather(futures)
         except BaseException:

@@ -13,6 +13,7 @@ from dask.delayed import Delayed
 from threadpoolctl import ThreadpoolController
 
 from daskcurate.kernels.threads import using_threads
+from daskcurate.settings import kept_bytes
 
 _lock = threading.Lock()
 _running = 0
@@ -24,17 +25,14 @@ def _controller() -> ThreadpoolController:
     return ThreadpoolController()  # a scan of the loaded libraries: milliseconds, so once a process
 
 
-KEPT_BYTES = 32 << 20
-"""Freed memory that a worker process keeps for its next arrays, and the largest arrays made from it."""
-
-
 @cache
 def keep_freed_memory() -> bool:
     """Let a worker process use freed memory again; return whether that was needed and possible.
 
     Dask starts workers with MALLOC_TRIM_THRESHOLD_=65536: every array of more than 128 KiB is then mapped
     anew from the system and faulted in page by page. That made the kernels here, which reuse tiles of a few
-    MiB, take from 1.3 to 13 times as long. A threshold of the user's own choice is left as it is.
+    MiB, take from 1.3 to 13 times as long. The setting ``daskcurate.kept-memory`` says how much is kept
+    instead; a threshold of the user's own choice is left as it is.
     """
     if os.environ.get("MALLOC_TRIM_THRESHOLD_") != "65536" or not sys.platform.startswith("linux"):
         return False
@@ -43,7 +41,8 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):  # another C library than glibc
         return False
     trim, mmap = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-    return bool(mallopt(trim, KEPT_BYTES)) and bool(mallopt(mmap, KEPT_BYTES))
+    size = kept_bytes()
+    return bool(mallopt(trim, size)) and bool(mallopt(mmap, size))
 
 
 class one_blas_thread:  # noqa: N801 - used as a context manager

@@ -1,22 +1,19 @@
-"""What every recipe shares: its command line, the choice of a Dask client, and ``--scale``."""
+"""What every recipe shares: its command line, where it runs, and ``--scale``."""
 
 import argparse
-import contextlib
+import dataclasses
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import dask
-from distributed import Client
-
 import daskcurate as dc
-from cluster_setup.local_cpu import local_cpu
+from daskcurate.clusters import Place, cluster_names, open_client
 from daskcurate.config import check_number
-from daskcurate.local_cluster import LocalClusterConfig
 from daskcurate.pipeline_config import ExportSpec
+from daskcurate.store import RunStore
 
 __all__ = ["FULL", "EmbeddingRecipe", "ExportSpec", "Recipe", "Scale"]
 
@@ -85,7 +82,7 @@ class Recipe:
         if given.dry_run:
             print(_planned(nodes, given))
             return nodes
-        with open_client(given) as client:
+        with open_client(place_of(given)) as client:
             print(f"Dashboard: {client.dashboard_link or 'none'}", flush=True)
             found = dc.compute(*nodes.values(), store=given.store, client=client)
             results = dict(zip(nodes, found if len(nodes) > 1 else (found,), strict=True))
@@ -155,7 +152,7 @@ class EmbeddingRecipe:
             The pool.
         """
         settings = dict(self.build(given))
-        with open_client(given) as client:
+        with open_client(place_of(given)) as client:
             print(f"Dashboard: {client.dashboard_link or 'none'}", flush=True)
             emb = dc.embed(
                 dest=given.dest, batch_size=given.batch_size, device=given.device, autocast=given.autocast,
@@ -198,8 +195,10 @@ def _add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--scheduler", metavar="ADDRESS", help="address of a running Dask scheduler")
     add("--scheduler-file", type=Path, metavar="FILE", help="JSON file that a running scheduler wrote")
-    add("--n-workers", type=int, metavar="N", help="worker processes of the local cluster")
-    add("--memory-limit", metavar="SIZE", help="memory limit of each local worker, such as 4GiB")
+    add("--cluster", metavar="NAME", help=f"kind of cluster to start: {', '.join(cluster_names())}")
+    add("--cluster-config", type=Path, metavar="FILE", help="YAML file of the cluster's options")
+    add("--n-workers", type=int, metavar="N", help="worker processes of the cluster that is started")
+    add("--memory-limit", metavar="SIZE", help="memory limit of each of its workers, such as 4GiB")
 
 
 def _exit_after(run: Callable[[argparse.Namespace], Any], given: argparse.Namespace) -> None:
@@ -215,37 +214,6 @@ def _exit_after(run: Callable[[argparse.Namespace], Any], given: argparse.Namesp
     sys.exit(0)
 
 
-@contextlib.contextmanager
-def open_client(given: argparse.Namespace) -> Iterator[Client]:
-    """Yield a client of the scheduler that the arguments name (or the environment), or of a local cluster.
-
-    Parameters
-    ----------
-    given
-        Parsed arguments: ``scheduler``, ``scheduler_file``, ``n_workers`` and ``memory_limit``. Without a
-        scheduler among them, DASK_SCHEDULER_ADDRESS counts.
-
-    Raises
-    ------
-    ValueError
-        For arguments that do not go together.
-    """
-    if given.scheduler and given.scheduler_file:
-        raise ValueError("--scheduler and --scheduler-file do not go together: give one of them")
-    address = given.scheduler or dask.config.get("scheduler-address", None)
-    if not (address or given.scheduler_file):
-        with local_cpu(**_local(given)) as client:
-            yield client
-        return
-    if _local(given):
-        raise ValueError("--n-workers and --memory-limit are for a local cluster, not with a scheduler")
-    if given.scheduler_file and not given.scheduler_file.exists():
-        raise FileNotFoundError(f"--scheduler-file {given.scheduler_file}: there is no such file")
-    where = {"scheduler_file": str(given.scheduler_file)} if given.scheduler_file else {"address": address}
-    with Client(**where, timeout="20s") as client:
-        yield client
-
-
 def summary(result: Any) -> str:
     """Return in a few words what a stage made."""
     if isinstance(result, dc.Selection):
@@ -254,20 +222,19 @@ def summary(result: Any) -> str:
     return " / ".join(f"{level.n_clusters:,}" for level in levels) + " clusters"
 
 
-def _local(given: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings of the local cluster that were given."""
-    settings = {"n_workers": given.n_workers, "memory_limit": given.memory_limit}
-    return {name: value for name, value in settings.items() if value is not None}
+def place_of(given: argparse.Namespace) -> Place:
+    """Return where a recipe runs, by its parsed arguments."""
+    return Place(**{entry.name: getattr(given, entry.name) for entry in dataclasses.fields(Place)})
 
 
 def _planned(nodes: Mapping[str, Any], given: argparse.Namespace) -> dc.Plan:
-    """Return the plan for the scheduler's workers, or for the local cluster that would be started."""
-    store = given.store if Path(given.store).exists() else None
-    if given.scheduler or given.scheduler_file:
-        with open_client(given) as client:
+    """Return the plan for the scheduler's workers, or for the cluster that would be started."""
+    store = given.store if RunStore(given.store).exists() else None
+    place = place_of(given)
+    if place.scheduler_at() is not None:
+        with open_client(place) as client:
             return dc.plan(*nodes.values(), client=client, store=store)
-    local = LocalClusterConfig(**_local(given))
-    return dc.plan(*nodes.values(), memory_limit=local.memory(), n_workers=local.workers(), store=store)
+    return dc.plan(*nodes.values(), store=store, **place.spec().size())
 
 
 def _scale(text: str) -> Scale:

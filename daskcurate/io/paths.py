@@ -40,6 +40,26 @@ def filesystem(url: str) -> tuple[Any, str]:
     return fs, path
 
 
+def read_bytes(url: str, start: int, stop: int) -> bytes:
+    """Return bytes ``start`` to ``stop`` of the file or object at ``url``; fewer where it ends before.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    """
+    fs, path = fsspec.core.url_to_fs(url)
+    try:
+        return fs.cat_file(path, start=start, end=stop)
+    except FileNotFoundError:
+        raise
+    except Exception:
+        # Stores differ in what they say of a range that begins after the end; the size tells it from others.
+        if fs.info(path)["size"] > start:
+            raise
+        return b""
+
+
 def zarr_store(url: str, *, read_only: bool) -> Store:
     """Return the zarr store at ``url``."""
     if is_local(url):

@@ -1,0 +1,233 @@
+"""Kinds of clusters by name: ``--cluster NAME``, and ``cluster:`` in a run's YAML file.
+
+A kind is a function that checks its options and returns a context manager that yields a Dask client. All but
+``local-cpu`` are found among the entry points of the group ``daskcurate.clusters`` of whatever is installed,
+so that nothing here imports them, and others can add their own.
+"""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from daskcurate.local_cluster import LocalClusterConfig, start_local_cluster
+from daskcurate.marked_yaml import Marked, blame, choices, parse
+from daskcurate.settings import connect_timeout
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+GROUP = "daskcurate.clusters"
+LOCAL = "local-cpu"
+NAME = "name"
+"""The key of a ``cluster:`` section that says which kind it is; all others are options."""
+
+
+class UsageError(ValueError):
+    """Options that do not go together."""
+
+
+@contextlib.contextmanager
+def _started(config: LocalClusterConfig) -> Iterator["Client"]:
+    from distributed import Client
+
+    with start_local_cluster(config) as cluster, Client(cluster) as client:
+        yield client
+
+
+def _local(**options: Any) -> AbstractContextManager["Client"]:
+    return _started(LocalClusterConfig(**options))
+
+
+def _entries() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+def cluster_names() -> tuple[str, ...]:
+    """Return the names of the kinds of clusters that are installed."""
+    return tuple(sorted({LOCAL, *_entries()}))
+
+
+def find_cluster(name: str) -> Callable[..., AbstractContextManager["Client"]]:
+    """Return the kind of cluster called ``name``.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name.
+    ImportError
+        If it needs something that is not installed.
+    """
+    if name == LOCAL:
+        return _local
+    entry = _entries().get(name)
+    if entry is None:
+        near = get_close_matches(str(name), cluster_names(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"cluster={name!r} is not allowed: give one of {', '.join(cluster_names())}{hint}")
+    return entry.load()
+
+
+@dataclass(frozen=True)
+class ClusterSpec:
+    """A kind of cluster, and its options; nothing is started before :meth:`open`."""
+
+    name: str = LOCAL
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def defaults(self) -> dict[str, Any]:
+        """Return the options that the kind has, with their defaults."""
+        found = inspect.signature(LocalClusterConfig if self.name == LOCAL else find_cluster(self.name))
+        return {
+            name: None if option.default is option.empty else option.default
+            for name, option in found.parameters.items()
+        }
+
+    def open(self) -> AbstractContextManager["Client"]:
+        """Check the options, and return the context manager that starts the cluster and yields a client."""
+        known = self.defaults()
+        for name in self.options:
+            if name not in known:
+                raise ValueError(
+                    f"unknown option {name!r} of the cluster {self.name}: {choices(name, known)}"
+                )
+        return find_cluster(self.name)(**self.options)
+
+    def size(self) -> dict[str, Any]:
+        """Return what the options tell of the workers, as arguments of :func:`daskcurate.plan`."""
+        if self.name == LOCAL:
+            local = LocalClusterConfig(**self.options)
+            count, memory, threads = local.workers(), local.memory(), local.threads_per_worker
+            return {"n_workers": count, "memory_limit": memory, "threads_per_worker": threads}
+        options = self.defaults() | dict(self.options)
+        found = {name: options.get(name) for name in ("n_workers", "memory_limit", "threads_per_worker")}
+        if found["memory_limit"] == "auto":
+            found["memory_limit"] = None
+        if found["n_workers"] is None:
+            found["threads_per_worker"] = None
+        return found
+
+
+def cluster_section(item: Marked, name: str | None = None) -> ClusterSpec:
+    """Return the checked content of a ``cluster:`` section: a mapping, or the name alone.
+
+    Parameters
+    ----------
+    item
+        The section.
+    name
+        The kind of cluster where the section does not say; None: ``local-cpu``.
+    """
+    if isinstance(item.value, str):
+        item = Marked({NAME: Marked(item.value, item.below(NAME), item.where)}, item.key, item.where)
+    elif item.value is None:
+        item = Marked({}, item.key, item.where)
+    elif not isinstance(item.value, dict):
+        item.fail(f"{item.value!r} is not allowed: give the name of a cluster, or options, one a line")
+    given = dict(item.value)
+    kind = given.pop(NAME, Marked(name or LOCAL, item.key, item.where))
+    if kind.plain not in cluster_names():
+        kind.fail(f"unknown cluster {kind.plain!r}: {choices(str(kind.plain), cluster_names())}")
+    spec = ClusterSpec(kind.plain, {key: value.plain for key, value in given.items()})
+    Marked(given, item.key, item.where).section(spec.defaults(), (), "key")
+    try:
+        spec.open()
+    except (TypeError, ValueError) as error:
+        blame(item, given, error)
+    return spec
+
+
+def read_cluster(path: Path, name: str | None = None) -> ClusterSpec:
+    """Return the cluster that a YAML file describes: the keys of a ``cluster:`` section, or one such section."""
+    if not path.is_file():
+        raise UsageError(f"--cluster-config {path}: there is no such file")
+    root = parse(path.read_text(encoding="utf-8"), str(path))
+    if isinstance(root.value, dict) and list(root.value) == ["cluster"]:
+        root = root.value["cluster"]
+    return cluster_section(root, name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a command is to run, as its options say."""
+
+    scheduler: str | None = None
+    scheduler_file: Path | None = None
+    cluster: str | None = None
+    cluster_config: Path | None = None
+    n_workers: int | None = None
+    memory_limit: str | None = None
+
+    def scheduler_at(self) -> dict[str, Any] | None:
+        """Return the arguments with which a client finds its scheduler; None: a cluster is to be started.
+
+        Options come before DASK_SCHEDULER_ADDRESS, and that before a ``cluster:`` section.
+
+        Raises
+        ------
+        UsageError
+            For options that do not go together.
+        """
+        import dask
+
+        given = self._given("scheduler", "scheduler_file", "cluster", "cluster_config")
+        for first, second in (("--scheduler", "--scheduler-file"), ("--scheduler", "--cluster"),
+                              ("--scheduler", "--cluster-config"), ("--scheduler-file", "--cluster"),
+                              ("--scheduler-file", "--cluster-config")):  # fmt: skip
+            if first in given and second in given:
+                raise UsageError(
+                    f"{first} {given[first]} with {second} {given[second]}: they do not go together, give one of them"
+                )
+        address = None if self.cluster or self.cluster_config else dask.config.get("scheduler-address", None)
+        if not (self.scheduler or self.scheduler_file or address):
+            return None
+        if self._given("n_workers", "memory_limit"):
+            raise UsageError("--n-workers and --memory-limit are for a local cluster, not with a scheduler")
+        if self.scheduler_file and not self.scheduler_file.exists():
+            raise UsageError(f"--scheduler-file {self.scheduler_file}: there is no such file")
+        if self.scheduler_file:
+            return {"scheduler_file": str(self.scheduler_file)}
+        return {"address": self.scheduler or address}
+
+    def spec(self, section: ClusterSpec | None = None) -> ClusterSpec:
+        """Return the cluster to start; ``section`` is the one that a run's file describes.
+
+        A section's options are for the kind of cluster that it names, and do not count for another one.
+        """
+        if self.cluster is not None:
+            find_cluster(self.cluster)
+        found = read_cluster(self.cluster_config, self.cluster) if self.cluster_config else section
+        if found is None or (self.cluster is not None and found.name != self.cluster):
+            if self.cluster_config and found is not None:
+                raise UsageError(
+                    f"--cluster {self.cluster} with --cluster-config {self.cluster_config}, which is for {found.name}"
+                )
+            found = ClusterSpec(self.cluster or LOCAL)
+        sizes = {"n_workers": self.n_workers, "memory_limit": self.memory_limit}
+        known = found.defaults()
+        for name, value in sizes.items():
+            if value is not None and name not in known:
+                raise UsageError(f"--{name.replace('_', '-')} is not for the cluster {found.name}")
+        return ClusterSpec(
+            found.name, {**found.options, **{key: value for key, value in sizes.items() if value is not None}}
+        )
+
+    def _given(self, *names: str) -> dict[str, Any]:
+        found = {f"--{name.replace('_', '-')}": getattr(self, name) for name in names}
+        return {name: value for name, value in found.items() if value not in (None, "")}
+
+
+@contextlib.contextmanager
+def open_client(place: Place, section: ClusterSpec | None = None) -> Iterator["Client"]:
+    """Yield a client of the scheduler that ``place`` names, or of a cluster that is closed at the end."""
+    from distributed import Client
+
+    where = place.scheduler_at()
+    opened = place.spec(section).open() if where is None else Client(**where, timeout=connect_timeout())
+    with opened as client:
+        yield client

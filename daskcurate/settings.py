@@ -1,0 +1,74 @@
+"""The package's settings: ``daskcurate.yaml``, loaded into Dask's configuration under ``daskcurate``."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dask
+import yaml
+from dask.utils import parse_bytes
+
+from daskcurate.config import check_int
+
+FILE = Path(__file__).with_name("daskcurate.yaml")
+
+with FILE.open(encoding="utf-8") as _file:
+    dask.config.update_defaults(yaml.safe_load(_file))
+
+
+def retries() -> int:
+    """Return how often a task is tried again after its worker died."""
+    return check_int("daskcurate.retries", dask.config.get("daskcurate.retries"), 0)
+
+
+def connect_timeout() -> str:
+    """Return how long to wait for a scheduler, as text with a unit."""
+    return str(dask.config.get("daskcurate.connect-timeout"))
+
+
+def kept_bytes() -> int:
+    """Return how much freed memory a worker process keeps."""
+    return parse_bytes(dask.config.get("daskcurate.kept-memory"))
+
+
+def show_progress() -> bool:
+    """Return whether progress is shown where a call does not say."""
+    return bool(dask.config.get("daskcurate.progress"))
+
+
+def worker_environment() -> dict[str, str]:
+    """Return the environment variables of worker processes."""
+    return {name: str(value) for name, value in dask.config.get("daskcurate.environment").items()}
+
+
+def dask_settings() -> dict[str, Any]:
+    """Return Dask's settings for the clusters that we start, by dotted name.
+
+    The variables of :func:`worker_environment` are among them, as nannies set them.
+    """
+    found = _dotted(dask.config.get("daskcurate.dask"))
+    variables = worker_environment().items()
+    return found | {f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in variables}
+
+
+def dask_file() -> str:
+    """Return the text of a Dask configuration file with :func:`dask_settings`."""
+    made: dict[str, Any] = {}
+    for name, value in dask_settings().items():
+        *path, last = name.split(".")
+        level = made
+        for part in path:
+            level = level.setdefault(part, {})
+        level[last] = value
+    return yaml.safe_dump(made, sort_keys=False)
+
+
+def _dotted(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Return nested settings with dotted names: Dask would replace whole branches by the nested ones."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= _dotted(value, f"{before}{name}.")
+        else:
+            found[f"{before}{name}"] = value
+    return found
