@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from daskcurate.kernels.assign import Assignment, Scorer, assign, reassign
+from daskcurate.kernels.assign import Assignment, Scorer, assign
+from daskcurate.kernels.bounded import reassign
 from daskcurate.kernels.lloyd import Last, Partial, moves_of, step_chunk
 
 LIMIT_BYTES = 96 << 20

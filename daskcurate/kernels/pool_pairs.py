@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from daskcurate.arrays import Array, namespace_of, to_host
+from daskcurate.arrays import Array, namespace_of, row_dots, to_host
 from daskcurate.kernels.assign import unit_rows
 from daskcurate.kernels.similarity import TILE
 
@@ -76,7 +76,7 @@ class PoolBlock:
         if basis is not None:
             sketch = xp.empty((len(unit), basis.shape[1] + 1), np.float32)
             xp.matmul(unit, basis, out=sketch[:, :-1])
-            inside = xp.einsum("ij,ij->i", sketch[:, :-1], sketch[:, :-1])
+            inside = row_dots(sketch[:, :-1], sketch[:, :-1])
             sketch[:, -1] = xp.sqrt(xp.maximum(1 - inside, 0) + np.float32(4e-6))
         return cls(raw, unit, norm, labels, ranks, numbers, sketch)
 
@@ -105,7 +105,7 @@ def row_norms(raw: Array) -> Array:
     norm = xp.empty(len(raw), np.float64)
     for lo in range(0, len(raw), TILE):
         rows = raw[lo : lo + TILE].astype(np.float64)
-        norm[lo : lo + TILE] = xp.sqrt(xp.einsum("ij,ij->i", rows, rows))
+        norm[lo : lo + TILE] = xp.sqrt(row_dots(rows, rows))
     return norm
 
 
@@ -338,7 +338,7 @@ class _Product:
                 scores = np.empty(len(i), np.float32)
                 for at in range(0, len(i), 4 * TILE):
                     a, b = x.unit[near[at : at + 4 * TILE]], y.unit[columns][far[at : at + 4 * TILE]]
-                    scores[at : at + 4 * TILE] = to_host(xp.einsum("ij,ij->i", a, b))
+                    scores[at : at + 4 * TILE] = to_host(row_dots(a, b))
                 above = scores > self.cut
                 return i[above], j[above], scores[above]
             self._repeated += size

@@ -19,7 +19,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import minimum_spanning_tree
 
-from daskcurate.arrays import Array, namespace_of, to_host
+from daskcurate.arrays import Array, namespace_of, row_dots, to_host
 
 TILE = 1024
 """Rows of a tile: large enough for the matrix product to run at full speed, 4 MiB of float32 a pair."""
@@ -62,7 +62,7 @@ class _Block:
     def exact(self, rows: Array, other: "_Block", columns: Array) -> Array:
         """Return the similarity of pairs (row here, row of ``other``): float64, rounded to float32."""
         xp = namespace_of(self.raw)
-        dots = xp.einsum("ij,ij->i", self.raw[rows].astype(np.float64), other.raw[columns].astype(np.float64))
+        dots = row_dots(self.raw[rows].astype(np.float64), other.raw[columns].astype(np.float64))
         return _rounded(xp, dots, self.norm[rows] * other.norm[columns])
 
 
@@ -78,7 +78,7 @@ def _block(x: Array, start: int, tile: int) -> _Block:
     unit, norm = xp.empty((m, d), np.float32), xp.empty(m, np.float64)
     for lo, hi in spans:
         rows = x[lo:hi].astype(np.float64)
-        norm[lo:hi] = xp.sqrt(xp.einsum("ij,ij->i", rows, rows))
+        norm[lo:hi] = xp.sqrt(row_dots(rows, rows))
         unit[lo:hi] = rows / norm[lo:hi, None]
     return _Block(x, unit, norm, start, spans, 2.0**-23 * (d + 8))
 
