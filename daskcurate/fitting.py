@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from daskcurate.config import KMeansConfig
+from daskcurate.device import on_device
 from daskcurate.fast_loop import iterate_fast
 from daskcurate.kernels import lloyd
 from daskcurate.kernels.assign import Scorer
@@ -122,7 +123,9 @@ def _fit_local(run: Any, blocks: RowBlocks, config: KMeansConfig, seeds: str, na
 
 
 def _lloyd_whole(blocks: list[Block], seeds: str, metric: str, n_iters: int, tol: Any, url: str) -> int:
-    found = lloyd.lloyd([block.rows for block in blocks], read_centroids(seeds), metric, n_iters, tol)
+    found = on_device(lloyd.lloyd)(
+        [block.rows for block in blocks], read_centroids(seeds), metric, n_iters, tol
+    )
     write_scratch(url, found.centroids)
     return found.n_updates
 

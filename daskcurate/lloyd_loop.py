@@ -16,6 +16,7 @@ import numpy as np
 from dask.delayed import Delayed
 
 from daskcurate.config import KMeansConfig
+from daskcurate.device import on_device
 from daskcurate.kernels import lloyd
 from daskcurate.kernels.assign import Scorer, own_distances
 from daskcurate.remembering import assign_block, step_block
@@ -140,6 +141,7 @@ def _reseed(
     return run.gather([run.task(_move, *urls, empty, merged, name="kmeans-reseed", key=key)], "re-seed")[0]
 
 
+@on_device
 def _farthest(block: Block, scorer: Scorer, rows_name: str, count: int) -> lloyd.Farthest:
     found = assign_block(block, scorer, rows_name)
     distances = own_distances(block.rows, scorer.centroids, found.labels, scorer.metric)
@@ -155,6 +157,7 @@ def _move(source: str, target: str, empty: np.ndarray, far: lloyd.Farthest) -> i
     return len(far.row)
 
 
+@on_device
 def assigned_block(block: Block, scorer: Scorer, rows_name: str) -> Assigned:
     """Assign the rows of a block to their nearest centroids."""
     return assigned_rows(block, assign_block(block, scorer, rows_name).labels, scorer)

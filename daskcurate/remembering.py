@@ -10,12 +10,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from daskcurate.arrays import Array, namespace_of
+from daskcurate.device import on_device
 from daskcurate.kernels.assign import Assignment, Scorer, assign
 from daskcurate.kernels.bounded import reassign
 from daskcurate.kernels.lloyd import Last, Partial, moves_of, step_chunk
 
 LIMIT_BYTES = 96 << 20
 """Memory for it in one worker process; what was used longest ago goes first."""
+DEVICE_LIMIT_BYTES = 2 << 30
+"""Likewise where it is memory of a GPU."""
 PARTIAL_SHARE = 4
 """Sums are remembered where they take at most this fraction (1 / n) of the block's own bytes."""
 
@@ -25,12 +29,13 @@ _used = 0
 
 
 class _Entry(NamedTuple):
-    centroids: np.ndarray
+    centroids: Array
     assignment: Assignment
     partial: Partial | None
     nbytes: int
 
 
+@on_device
 def assign_block(block: Any, scorer: Scorer, rows_name: str) -> Assignment:
     """Return the nearest centroids of a block's rows.
 
@@ -50,6 +55,7 @@ def assign_block(block: Any, scorer: Scorer, rows_name: str) -> Assignment:
     return found
 
 
+@on_device
 def step_block(block: Any, scorer: Scorer, rows_name: str) -> Partial:
     """Return what a block's rows contribute to the update of the centroids; arguments as above."""
     before = _recall(block, scorer, rows_name)
@@ -77,6 +83,10 @@ def _keep(block: Any, scorer: Scorer, rows_name: str, found: Assignment, partial
     global _used
     if not len(block.numbers):
         return
+    on_host = namespace_of(block.rows) is np
+    if not on_host and not scorer.skips:
+        return  # nothing would be skipped by it
+    limit = LIMIT_BYTES if on_host else DEVICE_LIMIT_BYTES
     if partial is not None and partial.sums.nbytes * PARTIAL_SHARE > block.rows.nbytes:
         partial = None
     nbytes = found.labels.nbytes + found.second.nbytes + (partial.sums.nbytes if partial else 0)
@@ -84,8 +94,8 @@ def _keep(block: Any, scorer: Scorer, rows_name: str, found: Assignment, partial
     with _lock:
         if key in _entries:
             _used -= _entries.pop(key).nbytes
-        if nbytes <= LIMIT_BYTES:
+        if nbytes <= limit:
             _entries[key] = _Entry(scorer.centroids, found, partial, nbytes)
             _used += nbytes
-        while _used > LIMIT_BYTES:
+        while _used > limit:
             _used -= _entries.popitem(last=False)[1].nbytes

@@ -171,7 +171,7 @@ class Bound:
         half_squares = (wide * wide).sum(axis=1) / 2
         own = xp.empty(len(x), np.float32)
         for i, (lo, hi) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
-            own[lo:hi] = x.unit[lo:hi] @ centroids[i] - np.float32(half_squares[i])
+            own[lo:hi] = x.unit[lo:hi] @ centroids[i] - half_squares[i].astype(np.float32)
         return _Clusters(labels, starts, centroids, half_squares, own)
 
     def asking(
