@@ -64,7 +64,7 @@ def kmeans_plusplus(x: Array, k: int, rng: np.random.Generator, weights: Array |
     candidates = _Candidates(x, squares, rng)
     seeds = np.empty(k, dtype=np.int64)
     seeds[0] = _draw(weight, 1, rng)[0]
-    near = squared_distances(x, squares, x[seeds[:1]])[0]
+    near = squared_distances(x, squares, x[int(seeds[0])][None])[0]
     for i in range(1, k):
         mass = near if weights is None else weight * near
         drawn = candidates.draw(mass, count, batch=count * max(1, i // 4))
@@ -111,9 +111,10 @@ class _Candidates:
 
     def _refill(self, mass: Array, size: int) -> None:
         self.rows = _draw(mass, size, self.rng)
-        self.mass = to_host(mass[self.rows]).astype(np.float64)
+        rows = namespace_of(mass).asarray(self.rows)
+        self.mass = to_host(mass[rows]).astype(np.float64)
         self.chance = self.rng.random(size)
-        self.distances = squared_distances(self.x, self.squares, self.x[self.rows])
+        self.distances = squared_distances(self.x, self.squares, self.x[rows])
         self.used = 0
 
 
