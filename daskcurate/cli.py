@@ -18,6 +18,7 @@ import daskcurate
 from daskcurate import cli_judging
 from daskcurate.cli_options import (
     Config,
+    Device,
     Memory,
     Overrides,
     Scheduler,
@@ -66,6 +67,7 @@ def demo(
     scheduler_file: SchedulerFile = None,
     n_workers: Workers = None,
     memory_limit: Memory = None,
+    device: Device = "auto",
 ) -> None:
     """Curate a pool end to end and show what happened."""
     from daskcurate.demo import clear, run_demo
@@ -212,6 +214,7 @@ def plan(
     scheduler_file: SchedulerFile = None,
     n_workers: Workers = None,
     memory_limit: Memory = None,
+    device: Device = "auto",
     calibrate: Annotated[
         bool,
         typer.Option("--calibrate", help="Measure the workers for some seconds, and say how long it takes."),
@@ -231,6 +234,7 @@ def run(
     scheduler_file: SchedulerFile = None,
     n_workers: Workers = None,
     memory_limit: Memory = None,
+    device: Device = "auto",
 ) -> None:
     """Run what a YAML file describes; finished stages of its store are kept."""
     loaded = load_config(config, overrides or ())

@@ -8,6 +8,7 @@ from rich.table import Table
 
 import daskcurate
 from daskcurate.cli_options import (
+    Device,
     Memory,
     Scheduler,
     SchedulerFile,
@@ -62,6 +63,7 @@ def choose_eps(
     scheduler_file: SchedulerFile = None,
     n_workers: Workers = None,
     memory_limit: Memory = None,
+    device: Device = "auto",
 ) -> None:
     """Estimate what thresholds of dedup would keep; write pictures and examples at each border."""
     from daskcurate.choosing.eps import EpsEstimate
@@ -93,6 +95,7 @@ def choose_k(
     scheduler_file: SchedulerFile = None,
     n_workers: Workers = None,
     memory_limit: Memory = None,
+    device: Device = "auto",
 ) -> None:
     """Estimate inertia, cluster sizes and cost of numbers of clusters; write pictures of them."""
     from daskcurate.choosing.clusters import KEstimate

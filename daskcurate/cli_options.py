@@ -9,16 +9,38 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from daskcurate.local_cluster import LocalClusterConfig, start_local_cluster
+from daskcurate.device import DEVICES
+from daskcurate.local_cluster import LocalClusterConfig
+from daskcurate.local_cuda import start_on
 
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 WIDE = 400
 
+_device = "cpu"
+
+
+def _choose_device(given: str) -> str:
+    """Keep ``--device`` of the command that runs for the cluster that it starts."""
+    global _device
+    if given not in DEVICES:
+        raise typer.BadParameter(f"{given!r} is not one of {', '.join(DEVICES)}")
+    _device = given
+    return given
+
+
 Scheduler = Annotated[str | None, typer.Option(help="Address of a running Dask scheduler.")]
 SchedulerFile = Annotated[Path | None, typer.Option(help="JSON file that a running scheduler wrote.")]
 Workers = Annotated[int | None, typer.Option(help="Worker processes of the local cluster.")]
 Memory = Annotated[str | None, typer.Option(help="Memory limit of each local worker, such as 4GiB.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|cpu|gpu",
+        callback=_choose_device,
+        help="Where local workers compute; auto: on GPUs, where there are some and the extra is installed.",
+    ),
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="key=value in place of the file's; repeatable.")
 ]
@@ -47,6 +69,10 @@ def a_client(
                 raise UsageError(
                     "--n-workers and --memory-limit are for a local cluster, not with a scheduler"
                 )
+            if _device == "gpu":
+                raise UsageError(
+                    "--device is for a local cluster, not with a scheduler, whose workers are there"
+                )
             if scheduler_file and not scheduler_file.exists():
                 raise UsageError(f"--scheduler-file {scheduler_file}: there is no such file")
             where = {"scheduler_file": str(scheduler_file)} if scheduler_file else {"address": address}
@@ -57,7 +83,7 @@ def a_client(
                 settings["n_workers"] = n_workers
             if memory is not None:
                 settings["memory_limit"] = memory
-            cluster = stack.enter_context(start_local_cluster(LocalClusterConfig(**settings)))
+            cluster = stack.enter_context(start_on(_device, LocalClusterConfig(**settings)))
             client = stack.enter_context(Client(cluster))
         console.print(f"Dashboard: {client.dashboard_link}")
         yield client

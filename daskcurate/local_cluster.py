@@ -193,14 +193,9 @@ def start_local_cluster(config: LocalClusterConfig) -> "LocalCluster":
     import dask
     from distributed import LocalCluster
 
-    _quieten_shuffles()
-    # A worker that dies twice within this time (15 s by default) loses its place for good, and a cluster
-    # without workers waits forever. Read when a worker is lost, so it is set for the whole process.
-    dask.config.set({"distributed.deploy.lost-worker-timeout": "365 days"})
-    environment = {f"distributed.nanny.pre-spawn-environ.{key}": v for key, v in WORKER_ENVIRONMENT.items()}
     # The nannies keep a copy of both for the workers that they start later in place of lost ones.
     preload = {"distributed.worker.preload": [*dask.config.get("distributed.worker.preload"), __name__]}
-    with dask.config.set(SETTINGS | environment | preload), _environment(WORKER_ENVIRONMENT):
+    with settings_in_force(), dask.config.set(preload):
         return LocalCluster(
             n_workers=config.workers(),
             threads_per_worker=config.threads_per_worker,
@@ -210,6 +205,20 @@ def start_local_cluster(config: LocalClusterConfig) -> "LocalCluster":
             scheduler_port=config.scheduler_port,
             processes=True,
         )
+
+
+@contextmanager
+def settings_in_force() -> Iterator[None]:
+    """Put our settings and environment in force for what is started meanwhile."""
+    import dask
+
+    _quieten_shuffles()
+    # A worker that dies twice within this time (15 s by default) loses its place for good, and a cluster
+    # without workers waits forever. Read when a worker is lost, so it is set for the whole process.
+    dask.config.set({"distributed.deploy.lost-worker-timeout": "365 days"})
+    environment = {f"distributed.nanny.pre-spawn-environ.{key}": v for key, v in WORKER_ENVIRONMENT.items()}
+    with dask.config.set(SETTINGS | environment), _environment(WORKER_ENVIRONMENT):
+        yield
 
 
 def dask_setup(worker: object) -> None:

@@ -139,6 +139,34 @@ def round_rows(x: Array, product: Product, *, together: bool = False) -> Rounded
     return Rounded(held, xp.ldexp(one, exponent), length, gap)
 
 
+class RoundedUnits(NamedTuple):
+    """Unit rows rounded for a product; they need no scaling."""
+
+    held: Any
+    """What is multiplied."""
+    length: float
+    """Length of the longest of them, at most."""
+    gap: float
+    """Distance of a row and what it was rounded to, at most."""
+
+
+def round_units(unit: Array, product: Product) -> RoundedUnits:
+    """Round rows (m, d) float32 of length 1."""
+    xp, d = namespace_of(unit), unit.shape[1]
+    held, back = product.rounded(unit)
+    gap = unit - back
+    none = xp.zeros(1, np.float32)
+    longest, apart = (float(xp.concatenate([none, xp.sqrt(row_dots(x, x))]).max()) for x in (back, gap))
+    above, lost = 1 + (d + 8) * 2.0**-23, d**0.5 * 2.0**-63
+    return RoundedUnits(held, longest * above + lost, apart * above + lost)
+
+
+def units_margin(x: RoundedUnits, y: RoundedUnits, width: int, product: Product) -> float:
+    """Return more than the product of two rounded rows can differ from that of the rows themselves."""
+    adding = (width + 32) * _ADDING + product.output
+    return 1.00001 * (x.gap * (y.length + y.gap) + x.length * (y.gap + adding * y.length))
+
+
 class Coarse:
     """Scores x.c - |c|^2 / 2 of rows and a table of centroids, rounded first; see :class:`.assign.Scorer`."""
 
