@@ -6,7 +6,7 @@ import numpy as np
 class HalfOnHost:
     """float16, added up in float32."""
 
-    name, output = "float16", 0.0
+    name, unit, output = "float16", 2.0**-11, 0.0
 
     def rounded(self, x):
         held = x.astype(np.float16).astype(np.float32)
@@ -19,7 +19,7 @@ class HalfOnHost:
 class Bfloat16OnHost:
     """bfloat16, added up in float32, and the result rounded to bfloat16, as torch does on CPUs."""
 
-    name, output = "bfloat16", 2.0**-8
+    name, unit, output = "bfloat16", 2.0**-8, 2.0**-8
 
     @staticmethod
     def _round(x):
@@ -38,7 +38,7 @@ class Bfloat16OnHost:
 class CoarseOnHost:
     """Three bits: nearly every row is left to the exact paths."""
 
-    name, output = "three bits", 0.0
+    name, unit, output = "three bits", 1.0, 0.0
 
     def rounded(self, x):
         held = np.round(x * 8).astype(np.float32) / 8

@@ -24,7 +24,7 @@ import numpy as np
 
 from daskcurate.arrays import Array, namespace_of, row_dots, to_host
 from daskcurate.kernels.assign import unit_rows
-from daskcurate.kernels.products import RoundedUnits, choose, round_units, units_margin
+from daskcurate.kernels.products import choose, unit_margin
 from daskcurate.kernels.similarity import TILE
 
 TILE_PAIRS = 1 << 20
@@ -58,7 +58,7 @@ class PoolBlock:
     """(m,) int64: row numbers in the pool."""
     sketch: Array | None = None
     """(m, r + 1) float32: coordinates in an orthonormal basis of r vectors, and the length of the rest."""
-    rounded: RoundedUnits | None = None
+    rounded: Any = None
     """The unit rows in a lower precision, where products come first in that; there are no sketches then."""
 
     @classmethod
@@ -81,7 +81,7 @@ class PoolBlock:
         sketch = rounded = None
         product = choose(xp)
         if product is not None:
-            rounded = round_units(unit, product)
+            rounded = product.rounded(unit)[0]
         elif basis is not None:
             sketch = xp.empty((len(unit), basis.shape[1] + 1), np.float32)
             xp.matmul(unit, basis, out=sketch[:, :-1])
@@ -97,7 +97,7 @@ class PoolBlock:
         on = namespace_of(self.raw).asarray(at)
         host = (self.labels[at], self.ranks[at], self.numbers[at])
         sketch = None if self.sketch is None else self.sketch[on]
-        rounded = None if self.rounded is None else self.rounded._replace(held=self.rounded.held[on])
+        rounded = None if self.rounded is None else self.rounded[on]
         return PoolBlock(self.raw[on], self.unit[on], self.norm[on], *host, sketch, rounded)
 
     def __len__(self) -> int:
@@ -359,13 +359,9 @@ class _Product:
 
     def _first(self, x: PoolBlock, rows: Any, y: PoolBlock, columns: slice) -> tuple[Any, ...] | None:
         """Return what :meth:`_hits` takes of the product that comes first, and None without one."""
-        if (
-            x.rounded is not None
-            and y.rounded is not None
-            and (low := choose(namespace_of(x.unit))) is not None
-        ):
-            margin = np.float32(units_margin(x.rounded, y.rounded, x.raw.shape[1], low))
-            return x.rounded.held[rows], y.rounded.held[columns], self.cut - margin, low
+        if (low := choose(self._xp)) is not None:
+            margin = np.float32(unit_margin(x.raw.shape[1], low))
+            return x.rounded[rows], y.rounded[columns], self.cut - margin, low
         if x.sketch is not None and y.sketch is not None:
             return x.sketch[rows], y.sketch[columns], self.cut - np.float32(_SKETCH_MARGIN)
         return None

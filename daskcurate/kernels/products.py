@@ -31,6 +31,8 @@ class Product(Protocol):
     """How rows are rounded and multiplied."""
 
     name: str
+    unit: float
+    """Relative rounding of an entry."""
     output: float
     """Relative rounding of a result, besides that of adding up."""
 
@@ -44,7 +46,7 @@ class Product(Protocol):
 class Halves:
     """float16 on a GPU's tensor cores, added up in float32."""
 
-    name, output = "float16", 0.0
+    name, unit, output = "float16", 2.0**-11, 0.0
 
     def rounded(self, x: Array) -> tuple[Array, Array]:
         """Return the rows in float16, with columns of zeros where the tensor cores like more of them."""
@@ -62,7 +64,7 @@ class Halves:
 class TorchBfloat16:
     """bfloat16 on a CPU that has instructions for it, by torch; the result is rounded to bfloat16 as well."""
 
-    name, output = "bfloat16", 2.0**-8
+    name, unit, output = "bfloat16", 2.0**-8, 2.0**-8
 
     def __init__(self) -> None:
         import torch
@@ -139,32 +141,14 @@ def round_rows(x: Array, product: Product, *, together: bool = False) -> Rounded
     return Rounded(held, xp.ldexp(one, exponent), length, gap)
 
 
-class RoundedUnits(NamedTuple):
-    """Unit rows rounded for a product; they need no scaling."""
+def unit_margin(width: int, product: Product) -> float:
+    """Return more than the product of two rounded rows of length 1 can differ from that of the rows themselves.
 
-    held: Any
-    """What is multiplied."""
-    length: float
-    """Length of the longest of them, at most."""
-    gap: float
-    """Distance of a row and what it was rounded to, at most."""
-
-
-def round_units(unit: Array, product: Product) -> RoundedUnits:
-    """Round rows (m, d) float32 of length 1."""
-    xp, d = namespace_of(unit), unit.shape[1]
-    held, back = product.rounded(unit)
-    gap = unit - back
-    none = xp.zeros(1, np.float32)
-    longest, apart = (float(xp.concatenate([none, xp.sqrt(row_dots(x, x))]).max()) for x in (back, gap))
-    above, lost = 1 + (d + 8) * 2.0**-23, d**0.5 * 2.0**-63
-    return RoundedUnits(held, longest * above + lost, apart * above + lost)
-
-
-def units_margin(x: RoundedUnits, y: RoundedUnits, width: int, product: Product) -> float:
-    """Return more than the product of two rounded rows can differ from that of the rows themselves."""
-    adding = (width + 32) * _ADDING + product.output
-    return 1.00001 * (x.gap * (y.length + y.gap) + x.length * (y.gap + adding * y.length))
+    From the precision alone, not from the rows: it does not depend on how these are cut into blocks. Rows of
+    length 1 need no scaling; entries below the normal range are rounded by 2^-25 at most.
+    """
+    gap = 1.0001 * product.unit + width**0.5 * 2.0**-25
+    return gap * (2 + gap) + ((width + 32) * _ADDING + product.output) * (1 + gap) ** 2
 
 
 class Coarse:

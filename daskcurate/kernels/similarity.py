@@ -20,12 +20,10 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import minimum_spanning_tree
 
 from daskcurate.arrays import Array, namespace_of, row_dots, to_host
-from daskcurate.kernels.products import RoundedUnits, choose, round_units, units_margin
+from daskcurate.kernels.products import choose, unit_margin
 
 TILE = 1024
 """Rows of a tile: large enough for the matrix product to run at full speed, 4 MiB of float32 a pair."""
-DEVICE_TILE = 4096
-"""Rows of a tile on a GPU."""
 _MANY = 8  # candidates of low precision a row, from which on a product in float32 is less work
 _TIE = 1e-6  # copies of one row may differ by this in the float32 product
 _NEVER = -9.0  # stands for pairs that are not to be compared; below every similarity and every margin
@@ -62,8 +60,8 @@ class _Block:
     spans: list[tuple[int, int]]
     margin: float
     """More than a float32 product of unit rows and the exact similarity can differ by."""
-    rounded: RoundedUnits | None
-    """The unit rows in a lower precision, where products come first in that."""
+    rounded: Any
+    """The unit rows in a lower precision, where products come first in that; else None."""
 
     def exact(self, rows: Array, other: "_Block", columns: Array) -> Array:
         """Return the similarity of pairs (row here, row of ``other``): float64, rounded to float32."""
@@ -76,10 +74,9 @@ def _rounded(xp: Any, dots: Array, norms: Array) -> Array:
     return xp.minimum(dots / norms, 1.0).astype(np.float32)
 
 
-def _block(x: Array, start: int, tile: int | None) -> _Block:
+def _block(x: Array, start: int, tile: int) -> _Block:
     xp = namespace_of(x)
     m, d = x.shape
-    tile = tile or (TILE if xp is np else DEVICE_TILE)
     product = choose(xp)
     edges = [0, *range(tile - start % tile, m, tile), m]
     spans = [(lo, hi) for lo, hi in zip(edges[:-1], edges[1:], strict=True) if hi > lo]
@@ -88,7 +85,7 @@ def _block(x: Array, start: int, tile: int | None) -> _Block:
         rows = x[lo:hi].astype(np.float64)
         norm[lo:hi] = xp.sqrt(row_dots(rows, rows))
         unit[lo:hi] = rows / norm[lo:hi, None]
-    rounded = None if product is None else round_units(unit, product)
+    rounded = None if product is None else product.rounded(unit)[0]
     return _Block(x, unit, norm, start, spans, 2.0**-23 * (d + 8), rounded)
 
 
@@ -112,10 +109,7 @@ class _Best:
         self.x, self.y, self.product = x, y, _Scores(x, y)
         self.similarity = xp.full(len(y.raw), _NONE, np.float32)
         self.position = xp.full(len(y.raw), -1, np.int64)
-        self._low = choose(xp) if x.rounded is not None and y.rounded is not None else None
-        self._margin = x.margin
-        if self._low is not None and x.rounded is not None and y.rounded is not None:
-            self._margin += units_margin(x.rounded, y.rounded, x.raw.shape[1], self._low)
+        self._low = choose(xp)
 
     def sweep(self, lo: int, hi: int, spans: list[tuple[int, int]], of: Array | None = None) -> None:
         """Compare rows lo to hi with those of some tiles of x, or with those of them marked in ``of``."""
@@ -126,28 +120,29 @@ class _Best:
                 columns = columns[of[first:last]]
                 unit = x.unit[columns]
             if len(columns) and self._low is not None:
-                self._sweep_rounded(lo, hi, columns)
+                self._sweep_rounded(lo, hi, unit, columns)
             elif len(columns):
                 self.update(lo, hi, self.product(self.y.unit[lo:hi], unit), columns)
 
-    def _sweep_rounded(self, lo: int, hi: int, columns: Array) -> None:
-        """Compare rows lo to hi with ``columns`` of x in low precision, and exactly what that leaves open."""
+    def _sweep_rounded(self, lo: int, hi: int, unit: Array, columns: Array) -> None:
+        """Compare rows lo to hi with ``columns`` of x in low precision, and exactly what that leaves open.
+
+        Whether that is too much, and float32 is used, depends on the tiles alone and not on what was found before.
+        """
         assert self._low is not None
-        assert self.x.rounded is not None
-        assert self.y.rounded is not None
         xp = namespace_of(columns)
-        scores = self._low.multiply(self.y.rounded.held[lo:hi], self.x.rounded.held[columns])
-        top, margin = scores.max(axis=1), np.float32(self._margin)
+        scores = self._low.multiply(self.y.rounded[lo:hi], self.x.rounded[columns])
+        top = scores.max(axis=1)
+        margin = np.float32(self.x.margin + unit_margin(unit.shape[1], self._low))
+        near = scores >= (top - 2 * margin)[:, None]
+        if int(near.sum()) > _MANY * len(top):
+            self.update(lo, hi, self.product(self.y.unit[lo:hi], unit), columns)
+            return
         rows = xp.nonzero(top >= self.similarity[lo:hi] - margin)[0]
         if not len(rows):
             return
-        floor = xp.maximum(top[rows] - 2 * margin, self.similarity[lo:hi][rows] - margin)
-        i, j = xp.nonzero(scores[rows] >= floor[:, None])
-        rows = rows + lo
-        if len(i) > _MANY * len(rows):
-            self._take(rows, xp.matmul(self.y.unit[rows], self.x.unit[columns].T), columns)
-            return
-        rows, found = rows[i], columns[j]
+        i, j = xp.nonzero(near[rows])
+        rows, found = rows[i] + lo, columns[j]
         exact = self.y.exact(rows, self.x, found)
         keys = [found.astype(np.float64), -exact.astype(np.float64), rows.astype(np.float64)]
         order = xp.lexsort(xp.stack(keys))
@@ -162,23 +157,20 @@ class _Best:
         Two candidates a row: the first with the highest score, and the first within ``_TIE`` of it, which
         of many copies of a row is the earliest.
         """
-        self._take(namespace_of(scores).arange(lo, hi), scores, columns)
-
-    def _take(self, numbers: Array, scores: Array, columns: Array) -> None:
-        """Take the scores of rows by their numbers, as :meth:`update` does."""
         xp = namespace_of(scores)
         top = scores.max(axis=1)
         # Only rows whose best can change; the margin makes sure that this loses none.
-        rows = xp.nonzero(top >= self.similarity[numbers] - np.float32(self.x.margin))[0]
+        rows = xp.nonzero(top >= self.similarity[lo:hi] - np.float32(self.x.margin))[0]
         if not len(rows):
             return
         if len(rows) < len(top):
-            scores, top, numbers = scores[rows], top[rows], numbers[rows]
+            scores, top = scores[rows], top[rows]
         first = columns[(scores >= (top - np.float32(_TIE))[:, None]).argmax(axis=1)]
         highest = columns[scores.argmax(axis=1)]
-        self.offer(numbers, first)
+        rows = rows + lo
+        self.offer(rows, first)
         if len(other := xp.nonzero(first != highest)[0]):
-            self.offer(numbers[other], highest[other])
+            self.offer(rows[other], highest[other])
 
     def offer(self, rows: Array, columns: Array) -> None:
         """Take ``columns`` of x as the match of ``rows`` where that is better."""
@@ -194,7 +186,7 @@ class _Best:
         return EarlierMatch(xp.maximum(self.similarity, np.float32(-1)), self.position)
 
 
-def earlier_within(x: Array, start: int = 0, *, tile: int | None = None) -> EarlierMatch:
+def earlier_within(x: Array, start: int = 0, *, tile: int = TILE) -> EarlierMatch:
     """Return the most similar earlier row for each row of one block.
 
     Parameters
@@ -204,8 +196,7 @@ def earlier_within(x: Array, start: int = 0, *, tile: int | None = None) -> Earl
     start
         Place of the first row in the order of the cluster.
     tile
-        Rows compared at a time, by default as many as suit the device; results may differ in the last bit
-        between tile sizes.
+        Rows compared at a time; results may differ in the last bit between tile sizes.
 
     Returns
     -------
@@ -224,7 +215,7 @@ def earlier_within(x: Array, start: int = 0, *, tile: int | None = None) -> Earl
 
 
 def earlier_across(
-    x: Array, start_x: int, y: Array, start_y: int, *, of: Array | None = None, tile: int | None = None
+    x: Array, start_x: int, y: Array, start_y: int, *, of: Array | None = None, tile: int = TILE
 ) -> EarlierMatch:
     """Return for each row of block y the most similar row of block x, all of which is earlier.
 
@@ -339,7 +330,7 @@ def _forest(parts: Iterable[Edges], rows: int) -> Edges:
     return merge_forests(*held)
 
 
-def edges_within(x: Array, start: int, floor: float, *, tile: int | None = None) -> Edges:
+def edges_within(x: Array, start: int, floor: float, *, tile: int = TILE) -> Edges:
     """Return a spanning forest of the pairs of one block with similarity strictly above ``floor``.
 
     The block is given as to :func:`earlier_within`; ``floor`` is 1 - eps for the largest eps that will be
@@ -352,9 +343,7 @@ def edges_within(x: Array, start: int, floor: float, *, tile: int | None = None)
     return _forest((_tile_edges(product, block, *pair, block, floor) for pair in pairs), len(x))
 
 
-def edges_across(
-    x: Array, start_x: int, y: Array, start_y: int, floor: float, *, tile: int | None = None
-) -> Edges:
+def edges_across(x: Array, start_x: int, y: Array, start_y: int, floor: float, *, tile: int = TILE) -> Edges:
     """Return a spanning forest of the pairs (row of x, row of y) with similarity strictly above ``floor``.
 
     Parameters and result as in :func:`edges_within`; all of x is earlier than all of y.
