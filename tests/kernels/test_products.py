@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rounding import Bfloat16OnHost, CoarseOnHost, HalfOnHost
 
-from daskcurate.kernels import assign, products
+from daskcurate.kernels import assign, pool_matches, pool_pairs, products, similarity
 
 HOST = {"float32": None, "float16": HalfOnHost(), "bfloat16": Bfloat16OnHost(), "3 bits": CoarseOnHost()}
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -165,3 +165,50 @@ def test_a_scorer_travels_without_its_rounded_centroids():
     before = len(cloudpickle.dumps(scorer))
     assert scorer.coarse is not None
     assert len(cloudpickle.dumps(scorer)) == before
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("m", "d"), [(60, 5), (333, 40), (1300, 24)])
+def test_the_most_similar_earlier_rows_are_those_of_brute_force(name, m, d, monkeypatch):
+    rng = np.random.default_rng(m)
+    x = rng.standard_normal((m, d)).astype(np.float32)
+    x[m // 2 :: 3] = x[: len(x[m // 2 :: 3])] * np.float32(2)
+    x[5::9] = x[4::9][: len(x[5::9])] + np.float32(1e-4)
+    wide = x.astype(np.float64)
+    wide /= np.linalg.norm(wide, axis=1, keepdims=True)
+    exact = np.where(np.tri(m, k=-1, dtype=bool), np.minimum(wide @ wide.T, 1), -1).max(axis=1)
+    monkeypatch.setattr(similarity, "choose", lambda xp: HOST[name])
+    used = []
+    plain = HOST[name].multiply
+    monkeypatch.setattr(HOST[name], "multiply", lambda a, b: used.append(len(a)) or plain(a, b))
+    found = similarity.earlier_within(x, tile=64)
+    np.testing.assert_allclose(found.similarity, exact, atol=2e-7)
+    assert bool(used) == (m > 64)
+    halves = [similarity.earlier_within(x[:64], tile=64)]
+    parts = similarity.earlier_across(x[:64], 0, x[64:], 64, tile=64)
+    halves.append(similarity.merge_earlier(parts, similarity.earlier_within(x[64:], 64, tile=64)))
+    for whole, pieces in zip(found, zip(*halves, strict=True), strict=True):
+        np.testing.assert_array_equal(whole, np.concatenate(pieces))  # however it was cut
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+@pytest.mark.parametrize("eps", [1e-3, 0.05, 0.4])
+def test_all_pairs_of_a_pool_are_found(name, eps, monkeypatch):
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((900, 24)).astype(np.float32)
+    x[1::2] = x[::2] + np.float32(0.05) * rng.standard_normal((450, 24)).astype(np.float32)
+    labels = np.sort(rng.integers(0, 8, 900))
+    number = np.arange(900)
+    found = []
+    for product in (None, HOST[name]):
+        monkeypatch.setattr(pool_pairs, "choose", lambda xp, product=product: product)
+        block = pool_pairs.PoolBlock.of(x, pool_pairs.row_norms(x), labels, number, number)
+        centroids = np.stack([block.unit[labels == label].mean(axis=0) for label in range(8)])
+        near = pool_matches.NearestEarlier(block, eps)
+        pool_pairs.compare(
+            block, block, pool_pairs.Bound.of(centroids, eps), eps, pool_matches.nearest_into(near, near)
+        )
+        found.append((near.similarity, near.number))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert (found[0][1] >= 0).any()
