@@ -88,10 +88,27 @@ def _pinned(cupy: Any) -> list[Any]:
 
 
 def row_dots(a: Array, b: Array) -> Array:
-    """Return the inner products of the rows of ``a`` and ``b`` (m, d), (m,)."""
-    if namespace_of(a) is np:
+    """Return the inner products of the rows of ``a`` and ``b`` (m, d), (m,) of their dtype, float32 or float64.
+
+    Each depends on its two rows alone, not on where they stand: equal rows have equal products. CuPy's sums may
+    add up in an order that depends on how a row is aligned.
+    """
+    xp = namespace_of(a)
+    if xp is np:
         return np.einsum("ij,ij->i", a, b)
-    return (a * b).sum(axis=1)
+    out = xp.empty(a.shape[0], a.dtype)
+    if not len(out):
+        return out
+    a, b = (x if x.strides[1] == x.itemsize else xp.ascontiguousarray(x) for x in (a, b))
+    leads = [np.int64(x.strides[0] // x.itemsize) for x in (a, b)]
+    name = "row_dots_double" if a.dtype == np.float64 else "row_dots_float"
+    launch(xp, name, (len(out),), 64, a, leads[0], b, leads[1], np.int64(a.shape[1]), out)
+    return out
+
+
+def row_squares(x: Array) -> Array:
+    """Return the squared lengths of the rows of ``x`` (m, d), as exactly as :func:`row_dots` on a device."""
+    return (x * x).sum(axis=1) if namespace_of(x) is np else row_dots(x, x)
 
 
 @cache

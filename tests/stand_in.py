@@ -132,7 +132,7 @@ class ndarray:  # noqa: N801 - as CuPy calls it
         return ndarray(self._held.argsort(axis=axis, kind="stable"))
 
 
-for _name in ("shape", "dtype", "ndim", "size", "nbytes", "itemsize"):
+for _name in ("shape", "dtype", "ndim", "size", "nbytes", "itemsize", "strides"):
     setattr(ndarray, _name, property(lambda self, name=_name: getattr(self._held, name)))
 METHODS = (
     "all any argmax argmin copy cumsum item max mean min nonzero ravel reshape sum tolist transpose view"
@@ -224,7 +224,18 @@ def _segment_sums(grid, block, rows, order, starts, width, sums):
         sums._held[segment] = rows._held[own].astype(np.float64).sum(axis=0)
 
 
-MEANING = {"top_two": _top_two, "segment_sums": _segment_sums}
+def _row_dots(grid, block, a, lead_a, b, lead_b, width, dots):
+    assert block == (64,)
+    for x, lead in ((a, lead_a), (b, lead_b)):
+        assert x.dtype == dots.dtype
+        assert x.shape == (grid[0], width)
+        assert x.strides == (lead * x.itemsize, x.itemsize) or 0 in x.shape
+    dots._held[:] = np.einsum("ij,ij->i", a._held, b._held)
+
+
+MEANING = {
+    "top_two": _top_two, "segment_sums": _segment_sums, "row_dots_float": _row_dots, "row_dots_double": _row_dots,
+}  # fmt: skip
 TYPES = {
     "float*": np.float32, "double*": np.float64, "long long*": np.int64, "long long": np.int64, "int": np.int32,
 }  # fmt: skip
@@ -243,7 +254,7 @@ class RawKernel:
             assert given.dtype == TYPES[wanted], (self.name, wanted, given.dtype)
             if wanted.endswith("*"):
                 assert isinstance(given, ndarray)
-                assert given._held.flags.c_contiguous
+                assert given._held.flags.c_contiguous or self.name.startswith("row_dots")
             else:
                 assert isinstance(given, np.generic)
         MEANING[self.name](grid, block, *args)
@@ -283,6 +294,19 @@ def _gemm_ex(_, trans_a, trans_b, m, n, k, alpha, a, kind_a, lead_a, b, kind_b, 
     _matrix(c, kind_c, m, n, lead_c)[...] = (left.T if trans_a else left) @ (right.T if trans_b else right)
 
 
+class Generator:
+    """CuPy's random numbers, by NumPy's."""
+
+    def __init__(self, seed):
+        self._draw = np.random.default_rng(seed)
+
+    def standard_normal(self, size=None, dtype=np.float64):
+        return _wrapped(self._draw.standard_normal(size, dtype))
+
+    def integers(self, low, high=None, size=None):
+        return _wrapped(self._draw.integers(low, high, size))
+
+
 def _modules():
     """The stand-in's modules by name."""
     cupy = types.ModuleType("cupy")
@@ -293,7 +317,13 @@ def _modules():
     cupy.linalg = types.SimpleNamespace(
         eigh=lambda x: tuple(ndarray(np.ascontiguousarray(part)) for part in np.linalg.eigh(_held(x)))
     )
-    runtime = types.SimpleNamespace(getDeviceCount=lambda: 1, memGetInfo=lambda: (1 << 30, 1 << 30))
+    cupy.random = types.SimpleNamespace(default_rng=Generator)
+    cupy.get_default_memory_pool = lambda: types.SimpleNamespace(free_all_blocks=lambda: None)
+    cupy.__version__ = "0"
+    runtime = types.SimpleNamespace(
+        getDeviceCount=lambda: 1, memGetInfo=lambda: (1 << 30, 1 << 30), runtimeGetVersion=lambda: 0,
+        driverGetVersion=lambda: 0, getDeviceProperties=lambda _: {"name": b"stand-in"},
+    )  # fmt: skip
     device = types.ModuleType("cupy.cuda.device")
     device.get_cublas_handle = lambda: 1
     cupy.cuda = types.ModuleType("cupy.cuda")

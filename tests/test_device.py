@@ -1,5 +1,6 @@
 """Where tasks compute, and that whole runs work where every array of a kernel is on a device: the stand-in's."""
 
+import contextlib
 import gc
 import subprocess
 import sys
@@ -11,18 +12,21 @@ import stand_in
 from oracles import blobs, check_result
 
 import daskcurate as dc
-from daskcurate import device
+from daskcurate import arrays, device
 from daskcurate.kernels.assign import Scorer, unit_rows
 from daskcurate.rows import Block
 
 
-@pytest.fixture
-def gpu(monkeypatch):
-    """A worker with a GPU: the stand-in."""
+@pytest.fixture(params=["stand-in", pytest.param("cupy", marks=pytest.mark.gpu)])
+def gpu(request, monkeypatch):
+    """A worker with a GPU: the stand-in, or a real one."""
     monkeypatch.setattr(device, "SMALL_BYTES", 0)
+    if request.param == "cupy" and not arrays.gpu_count():
+        pytest.skip("cupy or a GPU is missing")
     device._uses_gpu.cache_clear()
-    with stand_in.installed() as module, dask.config.set({device.SETTING: "gpu"}):
-        yield module
+    where = stand_in.installed() if request.param == "stand-in" else contextlib.nullcontext()
+    with where, dask.config.set({device.SETTING: "gpu"}):
+        yield arrays.device_module()
     device._uses_gpu.cache_clear()
 
 
@@ -61,18 +65,15 @@ def test_kmeans_on_a_device(gpu, client, pool, tmp_path, monkeypatch, metric, al
 
 
 def _counted(monkeypatch):
-    """Count the stand-in's kernels that run."""
+    """Count our kernels that run."""
     calls = dict.fromkeys(stand_in.MEANING, 0)
+    plain = arrays._kernel
 
-    def counting(name, plain):
-        def run(*args):
-            calls[name] += 1
-            return plain(*args)
+    def counted(xp, name):
+        calls[name] += 1
+        return plain(xp, name)
 
-        return run
-
-    for name, plain in stand_in.MEANING.items():
-        monkeypatch.setitem(stand_in.MEANING, name, counting(name, plain))
+    monkeypatch.setattr(arrays, "_kernel", counted)
     return calls
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from daskcurate.arrays import Array, device_memory, namespace_of, row_dots
+from daskcurate.arrays import Array, device_memory, namespace_of, row_dots, row_squares
 from daskcurate.kernels.products import Coarse, Product, Rounded, choose, top_two
 
 SCORE_TILE = 1 << 19
@@ -54,7 +54,7 @@ def unit_rows(x: Array) -> Array:
     out = xp.empty(x.shape, dtype=np.float32)
     for start in range(0, x.shape[0], 4096):
         wide = x[start : start + 4096].astype(np.float64)
-        norms = xp.sqrt((wide * wide).sum(axis=1))
+        norms = xp.sqrt(row_squares(wide))
         norms[norms == 0] = 1
         out[start : start + 4096] = wide / norms[:, None]
     return out
@@ -360,13 +360,13 @@ def own_distances(x: Array, centroids: Array, labels: Array, metric: str) -> Arr
         if metric == "cosine":
             rows, nearby = _unit64(xp, rows), _unit64(xp, nearby)
         gap = rows - nearby
-        square = (gap * gap).sum(axis=1)
+        square = row_squares(gap)
         value = square / 2 if metric == "cosine" else xp.sqrt(square)
         out[start : start + 1024] = xp.where(own >= 0, value, np.nan)
     return out
 
 
 def _unit64(xp: Any, rows: Array) -> Array:
-    norms = xp.sqrt((rows * rows).sum(axis=1))
+    norms = xp.sqrt(row_squares(rows))
     norms[norms == 0] = 1
     return rows / norms[:, None]

@@ -1,7 +1,6 @@
-"""CUDA source of the few steps that array functions alone do in too many passes over memory.
+"""CUDA source of the few steps that array functions alone do in too many passes over memory, or in no fixed order.
 
-Both compute what a NumPy expression does, in one pass and in a fixed order: no atomics, so that results have
-the same bits every time.
+Each computes what a NumPy expression does. There are no atomics, so that results have the same bits every time.
 """
 
 TOP_TWO = r"""
@@ -75,5 +74,30 @@ extern "C" __global__ void segment_sums(
 }
 """
 
-SOURCES = {"top_two": TOP_TWO, "segment_sums": SEGMENT_SUMS}
+ROW_DOTS = r"""
+extern "C" __global__ void row_dots_TYPE(
+    const TYPE* a, const long long lead_a, const TYPE* b, const long long lead_b, const long long width, TYPE* dots)
+{
+    // one block of 64 threads a row: the order of a sum depends on the width alone, not on where a row lies
+    __shared__ TYPE held[64];
+    const long long row = blockIdx.x;
+    const int me = threadIdx.x;
+    TYPE sum = 0;
+    for (long long j = me; j < width; j += 64) sum += a[row * lead_a + j] * b[row * lead_b + j];
+    held[me] = sum;
+    __syncthreads();
+    for (int half = 32; half > 0; half /= 2) {
+        if (me < half) held[me] += held[me + half];
+        __syncthreads();
+    }
+    if (me == 0) dots[row] = held[0];
+}
+"""
+
+SOURCES = {
+    "top_two": TOP_TWO,
+    "segment_sums": SEGMENT_SUMS,
+    "row_dots_float": ROW_DOTS.replace("TYPE", "float"),
+    "row_dots_double": ROW_DOTS.replace("TYPE", "double"),
+}
 """By the name of the kernel."""

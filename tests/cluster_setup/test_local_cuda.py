@@ -183,3 +183,24 @@ def test_the_command_line_refuses(arguments, phrase, capsys, tmp_path, monkeypat
     assert stop.value.code == 2
     assert phrase in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.gpu
+def test_a_run_on_the_gpus_of_this_machine(tmp_path):
+    pytest.importorskip("dask_cuda")
+    if not cuda.gpu_names():
+        pytest.skip("a GPU is missing")
+    import numpy as np
+
+    import daskcurate as dc
+    from daskcurate.device import uses_gpu
+    from daskcurate.kernels.assign import unit_rows
+
+    x = unit_rows(np.random.default_rng(0).standard_normal((20_000, 64)))
+    with local_cuda(dashboard_address=None) as client:
+        assert all(client.run(uses_gpu).values())
+        emb = dc.ingest(x, tmp_path / "pool.zarr", normalize=True)
+        flat = dc.kmeans(emb, 50, metric="cosine", init="random", n_iters=5)
+        found, kept = dc.compute(flat, dc.semantic_dedup(emb, flat, eps=0.3), store=tmp_path / "run.zarr")
+    assert int(found.sizes.sum()) == len(x)
+    assert 0 < len(kept) <= len(x)

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from daskcurate.arrays import to_host
 from daskcurate.kernels import assign, bounded, lloyd
 
 METRICS = ("l2", "cosine")
@@ -39,13 +40,15 @@ def problems(draw):
 
 @settings(max_examples=200, deadline=None)
 @given(problems(), st.sampled_from([1, 3, 16384]))
-def test_labels_are_the_float64_oracle_s(problem, columns):
+def test_labels_are_the_float64_oracle_s(xp, problem, columns):
     x, centroids, metric = problem
-    before, assign.COLUMNS = assign.COLUMNS, columns
+    before = assign.COLUMNS, assign.DEVICE_COLUMNS
+    assign.COLUMNS = assign.DEVICE_COLUMNS = columns
     try:
-        found = assign.assign(x, assign.Scorer(centroids, metric))
+        found = assign.assign(xp.asarray(x), assign.Scorer(xp.asarray(centroids), metric))
     finally:
-        assign.COLUMNS = before
+        assign.COLUMNS, assign.DEVICE_COLUMNS = before
+    found = assign.Assignment(*map(to_host, found))
     np.testing.assert_array_equal(found.labels, oracle_labels(x, centroids, metric))
     gaps = np.sqrt(((x[:, None, :].astype(np.float64) - centroids.astype(np.float64)) ** 2).sum(axis=2))
     gaps[np.arange(len(x)), found.labels] = np.inf

@@ -7,6 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 
+from daskcurate.arrays import row_dots, row_squares
 from daskcurate.kernels import products
 from daskcurate.kernels.device_code import SOURCES
 from daskcurate.kernels.lloyd import segment_sums
@@ -44,6 +45,14 @@ extern "C" void call_top_two(int grid, int threads, const float* a, const float*
 extern "C" void call_segment_sums(int grid, int rows, int threads, const float* x, const long long* order,
                                   const long long* starts, long long width, double* sums) {
     run(grid, rows, threads, [&] { segment_sums(x, order, starts, width, sums); });
+}
+extern "C" void call_row_dots_float(int grid, const float* a, long long lead_a, const float* b, long long lead_b,
+                                    long long width, float* dots) {
+    run(grid, 1, 64, [&] { row_dots_float(a, lead_a, b, lead_b, width, dots); });
+}
+extern "C" void call_row_dots_double(int grid, const double* a, long long lead_a, const double* b, long long lead_b,
+                                     long long width, double* dots) {
+    run(grid, 1, 64, [&] { row_dots_double(a, lead_a, b, lead_b, width, dots); });
 }
 """
 
@@ -107,6 +116,34 @@ def test_segment_sums(library, m, k, d):
         k, -(-d // 128), 128, at(x), at(order), at(starts), ctypes.c_longlong(d), at(sums)
     )
     np.testing.assert_array_equal(sums, segment_sums(x, labels, k)[0])  # the same order: the same bits
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("width", [1, 3, 63, 64, 65, 200])
+def test_row_dots(library, dtype, width):
+    rng = np.random.default_rng(width)
+    a, b = (rng.standard_normal((7, width + extra)).astype(dtype) for extra in (1, 4))
+    a[5, :width], b[5, :width] = a[2, :width], b[2, :width]
+    found = np.empty(7, dtype)
+    call = library.call_row_dots_float if dtype == np.float32 else library.call_row_dots_double
+    leads = [ctypes.c_longlong(x.shape[1]) for x in (a, b)]
+    call(7, at(a), leads[0], at(b), leads[1], ctypes.c_longlong(width), at(found))
+    expected = (a[:, :width].astype(np.float64) * b[:, :width]).sum(axis=1)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=4 * width * np.finfo(dtype).eps)
+    assert found[5] == found[2]
+
+
+def test_dots_and_squares_on_a_device(xp):
+    x = np.random.default_rng(0).standard_normal((300, 37)).astype(np.float32)
+    x[[5, 150, 299]] = x[7]
+    for dtype in (np.float32, np.float64):
+        wide = xp.asarray(x.astype(dtype))
+        found = np.asarray(row_dots(wide[:, :-1], wide[:, 1:]).tolist())
+        np.testing.assert_allclose(found, (x[:, :-1].astype(np.float64) * x[:, 1:]).sum(axis=1), atol=1e-4)
+        squares = row_squares(wide).tolist()
+        assert squares[5] == squares[150] == squares[299] == squares[7]
+        np.testing.assert_allclose(squares, (x.astype(np.float64) ** 2).sum(axis=1), rtol=1e-5)
+        assert row_dots(wide[:0], wide[:0]).shape == (0,)
 
 
 @pytest.mark.parametrize(("m", "k", "d"), [(3000, 50, 40), (500, 700, 129), (2, 5, 1)])
