@@ -40,6 +40,8 @@ class Limits:
     worker_memory: int | None
     """Memory limit of one worker in bytes; None: not limited."""
     threads_per_worker: int = 1
+    on_gpu: bool = False
+    """Whether the workers compute on GPUs."""
 
     @classmethod
     def local(cls) -> "Limits":

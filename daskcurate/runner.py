@@ -10,7 +10,7 @@ import os
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,6 +21,7 @@ from dask.callbacks import Callback
 from dask.delayed import Delayed
 from distributed import Client, default_client, wait
 
+from daskcurate.device import uses_gpu, wanted_device
 from daskcurate.embeddings import Embeddings
 from daskcurate.hierarchy import Hierarchy
 from daskcurate.nodes import NotComputedError, Stage
@@ -233,8 +234,15 @@ def worker_threads(client: Client) -> list[str]:
     return [address for turn in range(most) for address in sorted(counts) if counts[address] > turn]
 
 
+def _on_gpu(client: Client, workers: Collection[Any]) -> bool:
+    """Return whether the workers compute on GPUs; none is asked where their machines show none."""
+    if (wanted := wanted_device()) != "auto":
+        return wanted == "gpu"
+    return any("gpu" in worker["metrics"] for worker in workers) and any(client.run(uses_gpu).values())
+
+
 def cluster_limits(client: Client) -> Limits:
-    """Return the workers' number, threads and memory limits, as they are now."""
+    """Return the workers' number, threads and memory limits, as they are now, and what they compute on."""
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     memory = [int(worker["memory_limit"]) for worker in workers if worker["memory_limit"]]
     return Limits(
@@ -242,6 +250,7 @@ def cluster_limits(client: Client) -> Limits:
         n_threads=max(1, sum(int(worker["nthreads"]) for worker in workers)),
         worker_memory=min(memory) if memory else None,
         threads_per_worker=max((int(worker["nthreads"]) for worker in workers), default=1),
+        on_gpu=_on_gpu(client, workers),
     )
 
 

@@ -14,7 +14,8 @@ from oracles import blobs, check_result
 import daskcurate as dc
 from daskcurate import arrays, device
 from daskcurate.kernels.assign import Scorer, unit_rows
-from daskcurate.rows import Block
+from daskcurate.rows import BLOCK_BYTES, DEVICE_BLOCK_BYTES, Block, RowSource
+from daskcurate.runner import cluster_limits
 
 
 @pytest.fixture(params=["stand-in", pytest.param("cupy", marks=pytest.mark.gpu)])
@@ -75,6 +76,20 @@ def _counted(monkeypatch):
 
     monkeypatch.setattr(arrays, "_kernel", counted)
     return calls
+
+
+def test_what_is_held_or_remembered_changes_nothing(gpu, client, pool, tmp_path, monkeypatch):
+    monkeypatch.setattr("daskcurate.fitting.LOCAL_BYTES", 0)
+    emb = pool(blobs(4, n=1500, d=7, centres=20))
+    node = dc.kmeans(emb, 30, init="random", n_iters=8)
+    plain = dc.compute(node, store=tmp_path / "plain.zarr")
+    monkeypatch.setattr(device, "_resident", device.Resident(limit=0))  # every block is copied in every pass
+    copied = dc.compute(node, store=tmp_path / "copied.zarr")
+    monkeypatch.setenv("DASKCURATE_PRECISION", "float32")  # bounds are used, and remembered
+    remembered = dc.compute(node, store=tmp_path / "float32.zarr")
+    for other in (copied, remembered):
+        np.testing.assert_array_equal(plain.centroids, other.centroids)
+        np.testing.assert_array_equal(plain.labels, other.labels)
 
 
 def test_labels_and_duplicates_are_those_of_the_host(gpu, client, pool, tmp_path):
@@ -220,3 +235,28 @@ def test_large_arrays_go_piece_by_piece(gpu, monkeypatch):
         np.testing.assert_array_equal(device.to_device(x).get(), x)
     np.testing.assert_array_equal(device.to_device(x.T).get(), x.T)
     assert device.to_device(np.empty((0, 3), np.float32)).shape == (0, 3)
+
+
+def test_blocks_are_larger_on_gpus(gpu, client, pool, monkeypatch):
+    limits = cluster_limits(client)
+    assert limits.on_gpu
+    source = RowSource(url="", n_rows=10**7, dim=768, itemsize=4, chunk_rows=10_000)
+    large, small = source.block_ranges(True), source.block_ranges(False)
+    assert (large[0][0], large[-1][1]) == (small[0][0], small[-1][1]) == (0, 10**7)
+    assert large[0][1] * 768 * 4 <= DEVICE_BLOCK_BYTES < (large[0][1] + 10_000) * 768 * 4
+    assert small[0][1] * 768 * 4 <= BLOCK_BYTES
+    few = RowSource(url="", n_rows=1000, dim=4, itemsize=4, chunk_rows=100)
+    assert few.block_ranges(True) == few.block_ranges(False)
+
+
+def test_workers_are_asked_for_gpus_only_where_their_machines_show_some(client, monkeypatch):
+    assert not cluster_limits(client).on_gpu
+    monkeypatch.setattr(client, "run", lambda function: pytest.fail("asked"))
+    assert not cluster_limits(client).on_gpu
+    info = client.scheduler_info(n_workers=-1)
+    for worker in info["workers"].values():
+        worker["metrics"]["gpu"] = {}
+    monkeypatch.setattr(client, "scheduler_info", lambda **_: info)
+    for answer in (True, False):
+        monkeypatch.setattr(client, "run", lambda function, answer=answer: {"a": answer})
+        assert cluster_limits(client).on_gpu is answer
