@@ -31,11 +31,12 @@ test-slow: $(VENV)/.installed-test  ## Run the tests that take long
 # machine without a network will do. Without GPU_PYTHON: .venv, with that extra installed by hand.
 GPU_PYTHON ?= $(BIN)/python
 GPU_READY := $(if $(filter-out $(BIN)/python,$(GPU_PYTHON)),,$(VENV)/.installed-test)
+GPU_TESTS := tests/kernels tests/test_device.py tests/cluster_setup/test_local_cuda.py
 OUT ?= gpu-results
 
 test-gpu: $(GPU_READY)  ## Run the tests that need an NVIDIA GPU (GPU_PYTHON=python3 OUT=folder)
 	@mkdir -p "$(OUT)"
-	$(GPU_PYTHON) -m pytest -m gpu -rA -p no:cacheprovider --junitxml="$(OUT)/test-gpu.xml" $(ARGS)
+	$(GPU_PYTHON) -m pytest -m gpu -rA -W default --junitxml="$(OUT)/test-gpu.xml" $(GPU_TESTS) $(ARGS)
 
 bench-gpu: $(GPU_READY)  ## Measure k-means, dedup and a whole run on an NVIDIA GPU (GPU_PYTHON, OUT, ARGS="--scale 0.1")
 	PYTHONPATH=. $(GPU_PYTHON) benchmarks/gpu.py --out "$(OUT)" $(ARGS)

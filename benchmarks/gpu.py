@@ -18,7 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ def limits(bench: Bench) -> None:
     bench.note("copies", gib=held.nbytes / 2**30, **figures)
 
 
-def one_pass(blocks: list[Any], centroids: Any, product: Any, metric: str = "cosine") -> Any:
+def one_pass(blocks: Iterable[Any], centroids: Any, product: Any, metric: str = "cosine") -> Any:
     """Return the centroids after one exact Lloyd pass."""
     scorer = Scorer(centroids, metric, product)
     parts = [lloyd.step_chunk(block, scorer).partial for block in blocks]
@@ -306,7 +306,7 @@ def out_of_core(bench: Bench) -> None:
         held = device.Resident(limit=int(total * share))
         place = (lambda block: block) if bench.stand_in else held.get
         seconds = bench.seconds(
-            lambda p=place: one_pass([p(block) for block in host], centroids, bench.low), 2
+            lambda p=place: one_pass((p(block) for block in host), centroids, bench.low), 2
         )
         bench.note(
             "out of core", rows=n, width=d, k=k, pool_gib=total / 2**30, allowed_gib=total * share / 2**30,

@@ -271,9 +271,10 @@ class Scorer:
         value = xp.full(m, -np.inf)
         pairs = PAIRS if xp is np else DEVICE_PAIRS
         for first, last in self._turns():
-            row, column = xp.nonzero(scores_of(first, last) >= floor[:, None])
-            if most is not None and len(row) > most * m:
+            able = scores_of(first, last) >= floor[:, None]
+            if most is not None and int(able.sum()) > most * m:
                 return None
+            row, column = xp.nonzero(able)
             for start in range(0, len(row), pairs):
                 i, j = row[start : start + pairs], column[start : start + pairs] + first
                 exact = self._exact(x[i], self.centroids[j])
