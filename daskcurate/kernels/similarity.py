@@ -5,7 +5,8 @@ and whatever is found is found a pair of tiles at a time: so no result depends, 
 was cut into blocks (at multiples of ``TILE``), and memory stays at a float32 copy of the blocks and a few
 arrays of ``TILE`` x ``TILE``.
 
-A float32 matrix product finds candidates. What is reported of them is computed again in float64 from the
+A float32 matrix product finds candidates; on GPUs one of float16 comes before it, where rows of two tiles are
+compared. What is reported of them is computed again in float64 from the
 rows as given and then rounded to float32, so that copies have similarity 1 exactly.
 
 Method: SemDeDup, Abbas et al. 2023 (arXiv 2303.09540), without its limit to parts of large clusters.
