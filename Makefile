@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-slow test-gpu test-slurm test-hosts test-kubernetes lint docs bench clean help
+.PHONY: demo test test-slow test-gpu bench-gpu test-slurm test-hosts test-kubernetes lint docs bench clean help
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -e 's/:.*## /\t/' | expand -t 12
@@ -27,9 +27,19 @@ test: $(VENV)/.installed-test  ## Run the tests
 test-slow: $(VENV)/.installed-test  ## Run the tests that take long
 	$(BIN)/pytest -m "slow and not gpu" $(ARGS)
 
-# cupy and dask-cuda come with the extra gpu-cu12 or gpu-cu13: .venv/bin/pip install -e ".[gpu-cu12]"
-test-gpu: $(VENV)/.installed-test  ## Run the tests that need an NVIDIA GPU
-	$(BIN)/pytest -m gpu $(ARGS)
+# A Python that has all of it already (cupy from the extra gpu-cu12 or gpu-cu13): nothing is installed, so that a
+# machine without a network will do. Without GPU_PYTHON: .venv, with that extra installed by hand.
+GPU_PYTHON ?= $(BIN)/python
+GPU_READY := $(if $(filter-out $(BIN)/python,$(GPU_PYTHON)),,$(VENV)/.installed-test)
+GPU_TESTS := tests/kernels tests/test_device.py tests/cluster_setup/test_local_cuda.py
+OUT ?= gpu-results
+
+test-gpu: $(GPU_READY)  ## Run the tests that need an NVIDIA GPU (GPU_PYTHON=python3 OUT=folder)
+	@mkdir -p "$(OUT)"
+	$(GPU_PYTHON) -m pytest -m gpu -rA -W default --junitxml="$(OUT)/test-gpu.xml" $(GPU_TESTS) $(ARGS)
+
+bench-gpu: $(GPU_READY)  ## Measure k-means, dedup and a whole run on an NVIDIA GPU (GPU_PYTHON, OUT, ARGS="--scale 0.1")
+	PYTHONPATH=. $(GPU_PYTHON) benchmarks/gpu.py --out "$(OUT)" $(ARGS)
 
 # Both need root on Debian or Ubuntu: the first installs packages with apt, the second makes network namespaces.
 test-slurm: $(VENV)/.installed-test  ## Run the chain on a real SLURM, which is installed and started here

@@ -20,6 +20,7 @@ from daskcurate.cli_options import (
     Cluster,
     ClusterConfig,
     Config,
+    Device,
     Memory,
     Overrides,
     Scheduler,
@@ -71,6 +72,7 @@ def demo(
     cluster_config: ClusterConfig = None,
     n_workers: Workers = None,
     memory_limit: Memory = None,
+    device: Device = "auto",
 ) -> None:
     """Curate a pool end to end and show what happened."""
     from daskcurate.demo import clear, run_demo
@@ -82,7 +84,7 @@ def demo(
         open_source(source, Options())  # its headers: what is not there is said before a cluster is started
     if fresh:
         clear(output)
-    where = place(scheduler, scheduler_file, cluster, cluster_config, n_workers, memory_limit)
+    where = place(scheduler, scheduler_file, cluster, cluster_config, n_workers, memory_limit, device)
     with a_client(where) as client:
         run_demo(output, source, eps, rows, seed, client, console)
 
@@ -213,6 +215,7 @@ def plan(
     cluster_config: ClusterConfig = None,
     n_workers: Workers = None,
     memory_limit: Memory = None,
+    device: Device = "auto",
     calibrate: Annotated[
         bool,
         typer.Option("--calibrate", help="Measure the workers for some seconds, and say how long it takes."),
@@ -220,7 +223,7 @@ def plan(
 ) -> None:
     """Say what a run would take, and run nothing."""
     loaded = load_config(config, overrides or ())
-    where = place(scheduler, scheduler_file, cluster, cluster_config, n_workers, memory_limit)
+    where = place(scheduler, scheduler_file, cluster, cluster_config, n_workers, memory_limit, device)
     _show_plan(_planned(loaded, where, calibrate), loaded)
 
 
@@ -235,10 +238,11 @@ def run(
     cluster_config: ClusterConfig = None,
     n_workers: Workers = None,
     memory_limit: Memory = None,
+    device: Device = "auto",
 ) -> None:
     """Run what a YAML file describes; finished stages of its store are kept."""
     loaded = load_config(config, overrides or ())
-    where = place(scheduler, scheduler_file, cluster, cluster_config, n_workers, memory_limit)
+    where = place(scheduler, scheduler_file, cluster, cluster_config, n_workers, memory_limit, device)
     if dry_run:
         _show_plan(_planned(loaded, where), loaded)
         return

@@ -10,6 +10,7 @@ import daskcurate
 from daskcurate.cli_options import (
     Cluster,
     ClusterConfig,
+    Device,
     Memory,
     Scheduler,
     SchedulerFile,
@@ -67,6 +68,7 @@ def choose_eps(
     cluster_config: ClusterConfig = None,
     n_workers: Workers = None,
     memory_limit: Memory = None,
+    device: Device = "auto",
 ) -> None:
     """Estimate what thresholds of dedup would keep; write pictures and examples at each border."""
     from daskcurate.choosing.eps import EpsEstimate
@@ -78,7 +80,7 @@ def choose_eps(
         emb, asked, sample_size=sample, n_clusters=clusters, keep=keep, metric=metric, seed=seed
     )
     page = EpsPage(emb, output, texts, images, overwrite)
-    where = place(scheduler, scheduler_file, cluster, cluster_config, n_workers, memory_limit)
+    where = place(scheduler, scheduler_file, cluster, cluster_config, n_workers, memory_limit, device)
     with a_client(where) as client:
         found = estimate.run(client)
     show(_choice_table(found))
@@ -101,6 +103,7 @@ def choose_k(
     cluster_config: ClusterConfig = None,
     n_workers: Workers = None,
     memory_limit: Memory = None,
+    device: Device = "auto",
 ) -> None:
     """Estimate inertia, cluster sizes and cost of numbers of clusters; write pictures of them."""
     from daskcurate.choosing.clusters import KEstimate
@@ -112,7 +115,7 @@ def choose_k(
         emb, asked, sample_size=sample, n_iters=n_iters, fit_fraction=fit_fraction, metric=metric, seed=seed
     )
     page = KPage(emb, output, overwrite)
-    where = place(scheduler, scheduler_file, cluster, cluster_config, n_workers, memory_limit)
+    where = place(scheduler, scheduler_file, cluster, cluster_config, n_workers, memory_limit, device)
     with a_client(where) as client:
         found = estimate.run(client)
     show(_choice_table(found))

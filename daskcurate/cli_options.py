@@ -27,6 +27,13 @@ ClusterConfig = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option(help="Worker processes of the cluster that is started.")]
 Memory = Annotated[str | None, typer.Option(help="Memory limit of each of its workers, such as 4GiB.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|cpu|gpu",
+        help="Where local workers compute; auto: on GPUs, where there are some and the extra is installed.",
+    ),
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="key=value in place of the file's; repeatable.")
 ]
@@ -35,12 +42,12 @@ Config = Annotated[Path, typer.Argument(help="The run's YAML file.")]
 
 def place(
     scheduler: str | None, scheduler_file: Path | None, cluster: str | None, cluster_config: Path | None,
-    n_workers: int | None, memory_limit: str | None,
+    n_workers: int | None, memory_limit: str | None, device: str,
 ) -> Place:  # fmt: skip
     """Return where a command runs, by its options."""
     return Place(
         scheduler=scheduler, scheduler_file=scheduler_file, cluster=cluster, cluster_config=cluster_config,
-        n_workers=n_workers, memory_limit=memory_limit,
+        n_workers=n_workers, memory_limit=memory_limit, device=device,
     )  # fmt: skip
 
 

@@ -15,7 +15,9 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from daskcurate.device import DEVICES
 from daskcurate.local_cluster import LocalClusterConfig, start_local_cluster
+from daskcurate.local_cuda import gpu_names, start_on
 from daskcurate.marked_yaml import Marked, blame, choices, parse
 from daskcurate.settings import connect_timeout
 
@@ -33,10 +35,14 @@ class UsageError(ValueError):
 
 
 @contextlib.contextmanager
-def _started(config: LocalClusterConfig) -> Iterator["Client"]:
+def _started(config: LocalClusterConfig, device: str = "cpu") -> Iterator["Client"]:
     from distributed import Client
 
-    with start_local_cluster(config) as cluster, Client(cluster) as client:
+    on_gpus = device == "gpu" or (device == "auto" and bool(gpu_names()))
+    with (
+        start_on(device, config) if on_gpus else start_local_cluster(config) as cluster,
+        Client(cluster) as client,
+    ):
         yield client
 
 
@@ -162,6 +168,8 @@ class Place:
     cluster_config: Path | None = None
     n_workers: int | None = None
     memory_limit: str | None = None
+    device: str = "auto"
+    """Where the workers of a local cluster compute: ``cpu``, ``gpu``, or ``auto``: on GPUs if there are any."""
 
     def scheduler_at(self) -> dict[str, Any] | None:
         """Return the arguments with which a client finds its scheduler; None: a cluster is to be started.
@@ -183,11 +191,15 @@ class Place:
                 raise UsageError(
                     f"{first} {given[first]} with {second} {given[second]}: they do not go together, give one of them"
                 )
+        if self.device not in DEVICES:
+            raise UsageError(f"--device {self.device!r} is not one of {', '.join(DEVICES)}")
         address = None if self.cluster or self.cluster_config else dask.config.get("scheduler-address", None)
         if not (self.scheduler or self.scheduler_file or address):
             return None
         if self._given("n_workers", "memory_limit"):
             raise UsageError("--n-workers and --memory-limit are for a local cluster, not with a scheduler")
+        if self.device == "gpu":
+            raise UsageError("--device is for a local cluster, not with a scheduler, whose workers are there")
         if self.scheduler_file and not self.scheduler_file.exists():
             raise UsageError(f"--scheduler-file {self.scheduler_file}: there is no such file")
         if self.scheduler_file:
@@ -217,6 +229,15 @@ class Place:
             found.name, {**found.options, **{key: value for key, value in sizes.items() if value is not None}}
         )
 
+    def open(self, section: ClusterSpec | None = None) -> AbstractContextManager["Client"]:
+        """Return the cluster to start, as a context manager that yields its client."""
+        spec = self.spec(section)
+        if spec.name == LOCAL:
+            return _started(LocalClusterConfig(**spec.options), self.device)
+        if self.device == "gpu":
+            raise UsageError(f"--device gpu is for a local cluster, not for {spec.name}")
+        return spec.open()
+
     def _given(self, *names: str) -> dict[str, Any]:
         found = {f"--{name.replace('_', '-')}": getattr(self, name) for name in names}
         return {name: value for name, value in found.items() if value not in (None, "")}
@@ -228,6 +249,6 @@ def open_client(place: Place, section: ClusterSpec | None = None) -> Iterator["C
     from distributed import Client
 
     where = place.scheduler_at()
-    opened = place.spec(section).open() if where is None else Client(**where, timeout=connect_timeout())
+    opened = place.open(section) if where is None else Client(**where, timeout=connect_timeout())
     with opened as client:
         yield client

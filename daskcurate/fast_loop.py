@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from daskcurate.arrays import namespace_of, to_host
 from daskcurate.config import KMeansConfig
+from daskcurate.device import on_device
 from daskcurate.kernels import lloyd
 from daskcurate.kernels.assign import Scorer, nearest
 from daskcurate.kernels.draws import derive_seed
@@ -125,16 +127,17 @@ def _restricted(
 
 
 def _lists(table: Table, seed: int, longer: int) -> Lists:
-    return make_lists(table.scorer().centroids, table.metric, seed, longer=longer)
+    return on_device(make_lists)(table.scorer().centroids, table.metric, seed, longer=longer)
 
 
+@on_device
 def _pass(
     block: Block, table: Table, lists: Lists, old: str | None, new: str, number: int, measured: bool
 ) -> Moved:
-    scorer = table.scorer()
-    before = None if old is None else read_block(f"{old}/{number}", 0, len(block.rows))
+    scorer, xp = table.scorer(), namespace_of(block.rows)
+    before = None if old is None else xp.asarray(read_block(f"{old}/{number}", 0, len(block.rows)))
     found = nearest_listed(block.rows, scorer, lists, before)
-    write_scratch(f"{new}/{number}", found.labels)
+    write_scratch(f"{new}/{number}", to_host(found.labels))
     sums, counts = lloyd.segment_sums(block.rows, found.labels, len(scorer.centroids), dtype=np.float32)
     changed = len(block.rows) if before is None else int((before != found.labels).sum())
     squares = lloyd.sum_of_squares(block.rows) if measured else 0.0
@@ -192,12 +195,14 @@ def _listed_twice(rows: np.ndarray, scorer: Scorer, first: Lists, second: Lists)
     return labels
 
 
+@on_device
 def _assign(block: Block, table: Table, first: Lists, second: Lists) -> Assigned:
     scorer = table.scorer()
     labels = _listed_twice(block.rows, scorer, first, second)
     return assigned_rows(block, labels, scorer)
 
 
+@on_device
 def _hits(block: Block, table: Table, first: Lists, second: Lists) -> int:
     scorer = table.scorer()
     labels = _listed_twice(block.rows, scorer, first, second)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from daskcurate.config import KMeansConfig
+from daskcurate.device import on_device
 from daskcurate.fast_loop import iterate_fast
 from daskcurate.kernels import lloyd
 from daskcurate.kernels.draws import derive_seed
@@ -149,7 +150,9 @@ def _fit_local(run: Any, blocks: RowBlocks, config: KMeansConfig, seeds: str, na
 
 
 def _lloyd_whole(blocks: list[Block], seeds: str, metric: str, n_iters: int, tol: Any, url: str) -> int:
-    found = lloyd.lloyd([block.rows for block in blocks], read_centroids(seeds), metric, n_iters, tol)
+    found = on_device(lloyd.lloyd)(
+        [block.rows for block in blocks], read_centroids(seeds), metric, n_iters, tol
+    )
     write_scratch(url, found.centroids)
     return found.n_updates
 
@@ -191,7 +194,7 @@ def _resampled_whole(
     if len(rows) < k:
         return len(rows)
     seeds = greedy_seeds(rows, k, derive_seed(config.seed, "kmeans", k, step, 0))
-    found = lloyd.lloyd([b.rows for b in subset], seeds, config.metric, config.n_iters, config.tol)
+    found = on_device(lloyd.lloyd)([b.rows for b in subset], seeds, config.metric, config.n_iters, config.tol)
     write_scratch(url, found.centroids)
     return len(rows)
 

@@ -57,7 +57,7 @@ def kmeans_plan(
     """Return the plan of one k-means level over n rows of width d (``config``: a KMeansConfig)."""
     k = min(config.n_clusters, n)
     fast = config.algorithm != "lloyd"
-    block_rows = min(n, chunk_rows * chunks_per_block(n, chunk_rows, d))
+    block_rows = min(n, chunk_rows * chunks_per_block(n, chunk_rows, d, limits.on_gpu))
     blocks = -(-n // block_rows)
     subset = min(n, config.sample_size * k)
     fits = [n] * config.n_init + [subset] * (config.resamples * config.n_init)

@@ -16,6 +16,7 @@ import numpy as np
 from dask.delayed import Delayed
 
 from daskcurate.config import KMeansConfig
+from daskcurate.device import on_device
 from daskcurate.kernels import lloyd
 from daskcurate.kernels.assign import Scorer, own_distances
 from daskcurate.remembering import Table, assign_block, read_centroids, step_block
@@ -154,6 +155,7 @@ def _reseed(
     return run.gather([run.task(_move, *urls, empty, merged, name="kmeans-reseed", key=key)], "re-seed")[0]
 
 
+@on_device
 def _farthest(block: Block, table: Table, rows_name: str, count: int) -> lloyd.Farthest:
     scorer = table.scorer()
     found = assign_block(block, scorer, rows_name)
@@ -171,6 +173,7 @@ def _move(source: str, target: str, empty: np.ndarray, far: lloyd.Farthest) -> i
     return len(far.row)
 
 
+@on_device
 def assigned_block(block: Block, table: Table, rows_name: str) -> Assigned:
     """Assign the rows of a block to their nearest centroids."""
     scorer = table.scorer()

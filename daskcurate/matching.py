@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 from dask.delayed import Delayed
 
+from daskcurate.arrays import namespace_of
+from daskcurate.device import on_device
 from daskcurate.kernels import similarity as kernel
 from daskcurate.kernels.similarity import TILE, EarlierMatch
 from daskcurate.kernels.threads import spread
@@ -207,11 +209,11 @@ def _match_whole(
 def match_cluster(rows: np.ndarray, rule: str, eps: float) -> EarlierMatch:
     """Return the match of each row of a cluster (m, d), which is in order, by one of the three rules."""
     if rule == "greedy":
-        return kernel.greedy_within(rows, 0, np.ones(len(rows), dtype=bool), eps)[1]
-    nearest = kernel.earlier_within(rows)
+        return on_device(kernel.greedy_within)(rows, 0, np.ones(len(rows), dtype=bool), eps)[1]
+    nearest = on_device(kernel.earlier_within)(rows)
     if rule == "earlier":
         return nearest
-    edges = kernel.edges_within(rows, 0, float(np.float32(1 - eps)))
+    edges = on_device(kernel.edges_within)(rows, 0, float(np.float32(1 - eps)))
     return _connected(nearest, edges, len(rows))
 
 
@@ -323,14 +325,17 @@ def _giant_greedy(run: Any, blocks: list[Delayed], limit: int, eps: float, key: 
     return found
 
 
+@on_device
 def _within(block: RankedBlock, start: int) -> EarlierMatch:
     return kernel.earlier_within(block.rows, start)
 
 
+@on_device
 def _across(x: RankedBlock, start_x: int, y: RankedBlock, start_y: int) -> EarlierMatch:
     return kernel.earlier_across(x.rows, start_x, y.rows, start_y)
 
 
+@on_device
 def _across_kept(
     x: RankedBlock, start_x: int, kept: np.ndarray, y: RankedBlock, start_y: int
 ) -> EarlierMatch:
@@ -344,10 +349,11 @@ def _merge_all(parts: list[EarlierMatch]) -> EarlierMatch:
     return merged
 
 
+@on_device
 def _settle(
     block: RankedBlock, start: int, earlier: EarlierMatch | None, eps: float
 ) -> tuple[np.ndarray, EarlierMatch]:
-    alive = np.ones(len(block.rows), dtype=bool)
+    alive = namespace_of(block.rows).ones(len(block.rows), dtype=bool)
     if earlier is not None:
         alive = ~kernel.is_duplicate(earlier.similarity, eps)
     kept, own = kernel.greedy_within(block.rows, start, alive, eps)
@@ -362,10 +368,12 @@ def _second(pair: tuple[Any, Any]) -> Any:
     return pair[1]
 
 
+@on_device
 def _edges_within(block: RankedBlock, start: int, floor: float) -> Any:
     return kernel.edges_within(block.rows, start, floor)
 
 
+@on_device
 def _edges_across(x: RankedBlock, start_x: int, y: RankedBlock, start_y: int, floor: float) -> Any:
     return kernel.edges_across(x.rows, start_x, y.rows, start_y, floor)
 

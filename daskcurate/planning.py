@@ -44,6 +44,8 @@ class Limits:
     threads_per_worker: int = 1
     host_threads: int = 1
     """Threads of the workers of one host, the least where hosts differ: for a task that runs alone."""
+    on_gpu: bool = False
+    """Whether the workers compute on GPUs."""
 
     @classmethod
     def local(cls) -> "Limits":

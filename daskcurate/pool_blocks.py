@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from dask.delayed import Delayed
 
+from daskcurate.device import place
 from daskcurate.kernels.draws import row_uniform
 from daskcurate.kernels.pool_pairs import Bound, PoolBlock, row_norms, sketch_basis
 from daskcurate.matching import ROWS, cut
@@ -87,7 +88,8 @@ class PoolBlocks:
     def load(self, i: int, basis: np.ndarray | None) -> PoolBlock:
         """Read a block."""
         rows, norms, index = (read_small(f"{self.url}-{i}-{name}") for name in ("rows", "norms", "index"))
-        return PoolBlock.of(rows, norms, index[0].astype(np.int32), index[1], index[2], basis)
+        on = None if basis is None else place(basis)
+        return PoolBlock.of(place(rows), place(norms), index[0].astype(np.int32), index[1], index[2], on)
 
     def index(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Read the places in the pool's order, and the row numbers, of a block."""
@@ -96,7 +98,7 @@ class PoolBlocks:
 
     def bound(self, survey: Survey) -> Bound | None:
         """Return the bound to compare with, if any."""
-        return Bound.of(read_small(self.centroids_url), self.eps) if survey.bound else None
+        return Bound.of(place(read_small(self.centroids_url)), self.eps) if survey.bound else None
 
 
 @dataclass(frozen=True)

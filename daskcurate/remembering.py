@@ -11,12 +11,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from daskcurate.kernels.assign import Assignment, Scorer, assign, reassign
+from daskcurate.arrays import Array, namespace_of
+from daskcurate.device import at_hand, on_device
+from daskcurate.kernels.assign import Assignment, Scorer, assign
+from daskcurate.kernels.bounded import reassign
 from daskcurate.kernels.lloyd import Last, Partial, moves_of, step_chunk
 from daskcurate.store import read_block
 
 LIMIT_BYTES = 96 << 20
 """Memory for it in one worker process; what was used longest ago goes first."""
+DEVICE_LIMIT_BYTES = 2 << 30
+"""Likewise where it is memory of a GPU."""
 PARTIAL_SHARE = 4
 """Sums are remembered where they take at most this fraction (1 / n) of the block's own bytes."""
 
@@ -37,13 +42,13 @@ class Table:
     """Tells them from those that another run wrote to the same place."""
 
     def scorer(self) -> Scorer:
-        """Return their scorer: read and made ready once in a worker process."""
+        """Return their scorer, on the device where this is called: read and made ready once in a worker process."""
         with _reading:
             found = _scorers.get(self)
             if found is None:
                 _scorers.clear()  # one at a time: those of a finished pass are not needed any more
                 found = _scorers[self] = Scorer(read_centroids(self.url), self.metric)
-            return found
+        return at_hand(found)
 
 
 def read_centroids(url: str) -> np.ndarray:
@@ -52,12 +57,13 @@ def read_centroids(url: str) -> np.ndarray:
 
 
 class _Entry(NamedTuple):
-    centroids: np.ndarray
+    centroids: Array
     assignment: Assignment
     partial: Partial | None
     nbytes: int
 
 
+@on_device
 def assign_block(block: Any, scorer: Scorer, rows_name: str) -> Assignment:
     """Return the nearest centroids of a block's rows.
 
@@ -77,6 +83,7 @@ def assign_block(block: Any, scorer: Scorer, rows_name: str) -> Assignment:
     return found
 
 
+@on_device
 def step_block(block: Any, scorer: Scorer, rows_name: str) -> Partial:
     """Return what a block's rows contribute to the update of the centroids; arguments as above."""
     before = _recall(block, scorer, rows_name)
@@ -104,6 +111,10 @@ def _keep(block: Any, scorer: Scorer, rows_name: str, found: Assignment, partial
     global _used
     if not len(block.numbers):
         return
+    on_host = namespace_of(block.rows) is np
+    if not on_host and not scorer.skips:
+        return  # nothing would be skipped by it
+    limit = LIMIT_BYTES if on_host else DEVICE_LIMIT_BYTES
     if partial is not None and partial.sums.nbytes * PARTIAL_SHARE > block.rows.nbytes:
         partial = None
     nbytes = found.labels.nbytes + found.second.nbytes + (partial.sums.nbytes if partial else 0)
@@ -111,8 +122,8 @@ def _keep(block: Any, scorer: Scorer, rows_name: str, found: Assignment, partial
     with _lock:
         if key in _entries:
             _used -= _entries.pop(key).nbytes
-        if nbytes <= LIMIT_BYTES:
+        if nbytes <= limit:
             _entries[key] = _Entry(scorer.centroids, found, partial, nbytes)
             _used += nbytes
-        while _used > LIMIT_BYTES:
+        while _used > limit:
             _used -= _entries.popitem(last=False)[1].nbytes

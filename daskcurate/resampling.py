@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from daskcurate.config import KMeansConfig
+from daskcurate.device import on_device
 from daskcurate.kernels.assign import Scorer, assign
 from daskcurate.kernels.draws import derive_seed, row_uniform
 from daskcurate.kernels.threads import spread
@@ -59,7 +60,12 @@ def _draw_seed(config: KMeansConfig, step: int) -> int | None:
 
 
 def _labelled_block(block: Block, scorer: Scorer, seed: int | None) -> Labelled:
-    return _labelled(block, assigned_rows(block, assign(block.rows, scorer).labels, scorer), seed)
+    return _labelled(block, _assigned(block, scorer), seed)
+
+
+@on_device
+def _assigned(block: Block, scorer: Scorer) -> Assigned:
+    return assigned_rows(block, assign(block.rows, scorer).labels, scorer)
 
 
 def _labelled(block: Block, found: Assigned, seed: int | None) -> Labelled:

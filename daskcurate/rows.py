@@ -57,13 +57,12 @@ class RowSource:
         """First and last (exclusive) row of each chunk."""
         return [(i, min(i + self.chunk_rows, self.n_rows)) for i in range(0, self.n_rows, self.chunk_rows)]
 
-    @property
-    def block_ranges(self) -> list[tuple[int, int]]:
-        """First and last (exclusive) row of each block: whole chunks, fewer and larger than these.
+    def block_ranges(self, on_gpu: bool) -> list[tuple[int, int]]:
+        """Return the first and last (exclusive) row of each block: whole chunks, fewer and larger than these.
 
-        A function of the array alone, because the blocks fix the order of sums.
+        A function of the array and the kind of device alone, because the blocks fix the order of sums.
         """
-        step = self.chunk_rows * chunks_per_block(self.n_rows, self.chunk_rows, self.dim)
+        step = self.chunk_rows * chunks_per_block(self.n_rows, self.chunk_rows, self.dim, on_gpu)
         return [(i, min(i + step, self.n_rows)) for i in range(0, self.n_rows, step)]
 
 
@@ -71,11 +70,14 @@ BLOCKS = 8
 """Blocks of a small pool: several for each worker, few enough that tasks cost little."""
 BLOCK_BYTES = 48 << 20
 """Largest block (rows as float32) of several chunks; a block is one chunk at least."""
+DEVICE_BLOCK_BYTES = 512 << 20
+"""Likewise on GPUs, where a task takes milliseconds, and a block's sums are to be few beside its rows."""
 
 
-def chunks_per_block(n_rows: int, chunk_rows: int, dim: int) -> int:
+def chunks_per_block(n_rows: int, chunk_rows: int, dim: int, on_gpu: bool = False) -> int:
     """Return how many chunks of ``chunk_rows`` rows a block has."""
-    wanted = min(-(-n_rows // BLOCKS), BLOCK_BYTES // (4 * max(1, dim)))
+    most = DEVICE_BLOCK_BYTES if on_gpu else BLOCK_BYTES
+    wanted = min(-(-n_rows // BLOCKS), most // (4 * max(1, dim)))
     return max(1, wanted // chunk_rows)
 
 
@@ -149,7 +151,7 @@ def open_blocks(run: Any, source: RowSource, metric: str, key: str) -> RowBlocks
 
     Blocks that do not fit are read again by every pass, which bounds memory by the blocks in work.
     """
-    ranges = source.block_ranges
+    ranges = source.block_ranges(run.limits.on_gpu)
     counts = [stop - start for start, stop in ranges]
     if source.mask_url is not None:
         counts = run.gather(

@@ -11,7 +11,7 @@ import time
 import uuid
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,6 +22,7 @@ from dask.callbacks import Callback
 from dask.delayed import Delayed
 from distributed import Client, default_client, wait
 
+from daskcurate.device import uses_gpu, wanted_device
 from daskcurate.embeddings import Embeddings
 from daskcurate.hierarchy import Hierarchy
 from daskcurate.nodes import NotComputedError, Stage
@@ -106,7 +107,8 @@ class StageRun:
 
     def task_alone(self, function: Callable[..., Any], *args: Any, name: str, key: Any = 0) -> Delayed:
         """Return a task as :meth:`task` does, for a step in which no other runs: it may use its host's cores."""
-        return task(function, *args, name=name, key=f"{self.token}-{key}", threads=self.limits.host_threads)
+        threads = 1 if self.limits.on_gpu else self.limits.host_threads
+        return task(function, *args, name=name, key=f"{self.token}-{key}", threads=threads)
 
     def gather(self, tasks: Sequence[Delayed], step: str = "") -> list[Any]:
         """Run tasks and return their results, which must be small."""
@@ -243,8 +245,15 @@ def worker_threads(client: Client) -> list[str]:
     return [address for turn in range(most) for address in sorted(counts) if counts[address] > turn]
 
 
+def _on_gpu(client: Client, workers: Collection[Any]) -> bool:
+    """Return whether the workers compute on GPUs; none is asked where their machines show none."""
+    if (wanted := wanted_device()) != "auto":
+        return wanted == "gpu"
+    return any("gpu" in worker["metrics"] for worker in workers) and any(client.run(uses_gpu).values())
+
+
 def cluster_limits(client: Client) -> Limits:
-    """Return the workers' number, threads and memory limits, as they are now."""
+    """Return the workers' number, threads and memory limits, as they are now, and what they compute on."""
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     memory = [int(worker["memory_limit"]) for worker in workers if worker["memory_limit"]]
     hosts = Counter[str]()
@@ -256,6 +265,7 @@ def cluster_limits(client: Client) -> Limits:
         worker_memory=min(memory) if memory else None,
         threads_per_worker=max((int(worker["nthreads"]) for worker in workers), default=1),
         host_threads=max(1, min(hosts.values(), default=1)),
+        on_gpu=_on_gpu(client, workers),
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from daskcurate.config import KMeansConfig
+from daskcurate.device import on_device
 from daskcurate.kernels import lloyd, seeding
 from daskcurate.kernels.assign import nearest, unit_rows
 from daskcurate.kernels.draws import derive_seed, row_uniform
@@ -99,7 +100,7 @@ def greedy_seeds(rows: np.ndarray, k: int, seed: int) -> np.ndarray:
     count = greedy_rows(len(rows), rows.shape[1], k)
     if count < len(rows):
         rows = rows[drawn_positions(len(rows), count, seed)]
-    return rows[seeding.kmeans_plusplus(rows, k, np.random.default_rng(seed))]
+    return rows[on_device(seeding.kmeans_plusplus)(rows, k, np.random.default_rng(seed))]
 
 
 def _write_rows(blocks: list[Block], url: str) -> None:
@@ -108,16 +109,16 @@ def _write_rows(blocks: list[Block], url: str) -> None:
 
 def _plusplus(blocks: list[Block], k: int, seed: int, url: str) -> None:
     rows = np.concatenate([block.rows for block in blocks])
-    write_scratch(url, rows[seeding.kmeans_plusplus(rows, k, np.random.default_rng(seed))])
+    write_scratch(url, rows[on_device(seeding.kmeans_plusplus)(rows, k, np.random.default_rng(seed))])
 
 
 def _refined(blocks: list[Block], k: int, config: KMeansConfig, seed: int, url: str) -> None:
     """Write greedy k-means++ seeds of a sample, moved by a few updates on it."""
     rows = np.concatenate([block.rows for block in blocks])
-    seeds = rows[seeding.kmeans_plusplus(rows, k, np.random.default_rng(seed))]
+    seeds = rows[on_device(seeding.kmeans_plusplus)(rows, k, np.random.default_rng(seed))]
     step = -(-len(rows) // BLOCKS)
     pieces = [rows[i : i + step] for i in range(0, len(rows), step)]
-    found = lloyd.lloyd(pieces, seeds, config.metric, UPDATES, step=lloyd.OVER_RELAXATION)
+    found = on_device(lloyd.lloyd)(pieces, seeds, config.metric, UPDATES, step=lloyd.OVER_RELAXATION)
     write_scratch(url, found.centroids)
 
 
@@ -167,6 +168,7 @@ def _candidates(run: Any, vectors: np.ndarray, name: str) -> Any:
     return run.task(read_block, url, 0, len(vectors), name="candidates", key=name)
 
 
+@on_device
 def _nearer(block: Block, near: np.ndarray | None, centers: np.ndarray, shift: np.ndarray) -> np.ndarray:
     return seeding.nearer(block.rows - shift, near, centers)
 
@@ -180,10 +182,10 @@ def _oversample(block: Block, near: np.ndarray, seed: int, total: float, rate: f
 
 
 def _weights(block: Block, candidates: np.ndarray) -> np.ndarray:
-    labels = nearest(block.rows, candidates, "l2")
+    labels = on_device(nearest)(block.rows, candidates, "l2")
     return np.bincount(labels, minlength=len(candidates)).astype(np.float64)
 
 
 def _weighted(weights: np.ndarray, candidates: np.ndarray, k: int, seed: int, url: str) -> None:
     rng = np.random.default_rng(derive_seed(seed, "reduce"))
-    write_scratch(url, candidates[seeding.kmeans_plusplus(candidates, k, rng, weights)])
+    write_scratch(url, candidates[on_device(seeding.kmeans_plusplus)(candidates, k, rng, weights)])

@@ -14,6 +14,7 @@ import pandas as pd
 from dask.delayed import Delayed
 
 from daskcurate.config import KMeansConfig
+from daskcurate.device import on_device
 from daskcurate.fitting import fit
 from daskcurate.kernels import lloyd, seeding
 from daskcurate.kernels.assign import nearest, own_distances
@@ -124,9 +125,9 @@ def _split_cluster(rows: np.ndarray, numbers: np.ndarray, cluster: int, config: 
         if config.init == "random":
             seeds = rng.permutation(len(rows))[:parts]
         else:
-            seeds = seeding.kmeans_plusplus(rows, parts, rng)
-        fitted = lloyd.lloyd([rows], rows[seeds], config.metric, config.n_iters, config.tol)
-        labels = nearest(rows, fitted.centroids, config.metric)
+            seeds = on_device(seeding.kmeans_plusplus)(rows, parts, rng)
+        fitted = on_device(lloyd.lloyd)([rows], rows[seeds], config.metric, config.n_iters, config.tol)
+        labels = on_device(nearest)(rows, fitted.centroids, config.metric)
         inertia = lloyd.inertia_of(rows, fitted.centroids, labels, config.metric)
         if inertia < best_inertia:
             distances = own_distances(rows, fitted.centroids, labels, config.metric)

@@ -77,8 +77,10 @@ def _scratch_chunks(values: np.ndarray) -> tuple[int, ...]:
 
 def versions() -> dict[str, str]:
     """Return the versions that a stage ran with."""
-    names = ("daskcurate", "numpy", "dask", "zarr")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    from daskcurate import __version__  # a checkout that is not installed has one as well
+
+    found = {name: version(name) for name in ("numpy", "dask", "zarr")}
+    return {"python": platform.python_version(), "daskcurate": __version__, **found}
 
 
 class RunStore:

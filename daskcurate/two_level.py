@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from daskcurate.config import KMeansConfig
+from daskcurate.device import on_device
 from daskcurate.kernels import lloyd, seeding
 from daskcurate.kernels.allocation import bounded_allocation
 from daskcurate.kernels.assign import nearest, own_distances
@@ -101,10 +102,11 @@ def seed_two_level(run: Any, blocks: RowBlocks, k: int, config: KMeansConfig, se
 
 def _coarse(blocks: list[Block], h: int, metric: str, seed: int, url: str) -> None:
     rows = np.concatenate([block.rows for block in blocks])
-    seeds = seeding.kmeans_plusplus(rows, h, np.random.default_rng(derive_seed(seed, "coarse")))
-    write_scratch(url, lloyd.lloyd([rows], rows[seeds], metric, UPDATES).centroids)
+    seeds = on_device(seeding.kmeans_plusplus)(rows, h, np.random.default_rng(derive_seed(seed, "coarse")))
+    write_scratch(url, on_device(lloyd.lloyd)([rows], rows[seeds], metric, UPDATES).centroids)
 
 
+@on_device
 def _labels(block: Block, coarse: np.ndarray, metric: str) -> np.ndarray:
     return nearest(block.rows, coarse, metric)
 
@@ -136,8 +138,9 @@ def _seed_partition(frame: pd.DataFrame, shares: np.ndarray, dim: int, metric: s
         start, stop = np.searchsorted(groups[order], [group, group + 1])
         members = rows[order[start:stop]]
         rng = np.random.default_rng(derive_seed(seed, "within", int(group)))
-        seeds = members[seeding.kmeans_plusplus(members, int(shares[group]), rng)]
-        found.append(lloyd.lloyd([members], seeds, metric, UPDATES, step=lloyd.OVER_RELAXATION).centroids)
+        seeds = members[on_device(seeding.kmeans_plusplus)(members, int(shares[group]), rng)]
+        fitted = on_device(lloyd.lloyd)([members], seeds, metric, UPDATES, step=lloyd.OVER_RELAXATION)
+        found.append(fitted.centroids)
     return np.concatenate(found)
 
 

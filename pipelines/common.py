@@ -224,7 +224,8 @@ def summary(result: Any) -> str:
 
 def place_of(given: argparse.Namespace) -> Place:
     """Return where a recipe runs, by its parsed arguments."""
-    return Place(**{entry.name: getattr(given, entry.name) for entry in dataclasses.fields(Place)})
+    names = (entry.name for entry in dataclasses.fields(Place) if entry.name != "device")
+    return Place(**{name: getattr(given, name) for name in names})
 
 
 def _planned(nodes: Mapping[str, Any], given: argparse.Namespace) -> dc.Plan:

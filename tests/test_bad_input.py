@@ -88,6 +88,7 @@ def untouched(world, client, monkeypatch):
     monkeypatch.setattr(Client, "scatter", refuse("scatter"))
     monkeypatch.setattr("daskcurate.local_cluster.make_local_cluster", refuse("make_local_cluster"))
     monkeypatch.setattr("daskcurate.clusters.start_local_cluster", refuse("start_local_cluster"))
+    monkeypatch.setattr("daskcurate.local_cuda.start_local_cluster", refuse("start_local_cluster"))
     monkeypatch.chdir(world.path)
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
     before, tasks = everything(world.path), dict(client.cluster.scheduler.tasks)

@@ -1,37 +1,48 @@
-"""Assigning rows to their nearest centroid: exact labels, by float32 products with a float64 re-check.
+"""Assigning rows to their nearest centroid: exact labels, by rounded products with a float64 re-check.
 
-A float32 product finds for each row the best and the second best centroid. Where these lie closer than
-the product's rounding can tell apart, the candidates are measured again in float64; exact ties go to the
-first centroid. So a label depends on the row and the centroids alone: not on tiles, blocks, the BLAS in
-use, or on which centroids a bound allowed to skip.
-
-Bounds: a row whose distance to its own centroid is below a lower bound of the distance to all others
-keeps its label. From pass to pass the bound falls by the largest move of a centroid (Hamerly 2010); here
-the centroids that moved most are compared with every row instead, in one product, so that the bound falls
-by the largest move of the rest only.
+A product in float32, or in a lower precision (:mod:`.products`), finds for each row the best and the second
+best centroid. Where these lie closer than the product's rounding can tell apart, the candidates are measured
+again in float64; exact ties go to the first centroid. So a label depends on the row and the centroids alone:
+not on the precision, tiles, blocks, the BLAS in use, or on which centroids a bound allowed to skip.
 """
 
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from daskcurate.arrays import Array, namespace_of, to_host
+from daskcurate.arrays import Array, device_memory, namespace_of, row_dots, row_squares
+from daskcurate.kernels.products import Coarse, Product, Rounded, choose, top_two
 
 SCORE_TILE = 1 << 19
 """Scores held at once where k is small: 2 MiB of float32, which stays in a core's cache."""
+DEVICE_TILE = 1 << 28
+"""Scores held at once on a GPU: 1 GiB, so that starting its kernels takes less time than they do."""
+DEVICE_SHARE = 32
+"""A tile of scores on a GPU takes at most this part (1 / n) of its memory."""
 COLUMNS = 16384
 """Centroids scored at once; more are scored in turns."""
+DEVICE_COLUMNS = 1 << 17
+"""Centroids scored at once on a GPU."""
 PAIRS = 4096
 """Pairs of a row and a centroid measured again at once."""
-LOUD_SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
-"""Shares of the centroids tried as those that are compared with every row."""
-OWN_COST = 0.1
-"""Work of a bounded pass besides its products, as a share of a pass without bounds."""
+DEVICE_PAIRS = 1 << 16
+"""Pairs measured again at once on a GPU."""
+MANY_CANDIDATES = 16
+"""From so many candidates a row on, a product of low precision is followed by one in float32."""
 
 
-def tile_rows(n_clusters: int) -> int:
-    """Return the rows of one tile of scores."""
-    return max(256, min(1024, SCORE_TILE // max(1, n_clusters)))
+def tile_rows(n_clusters: int, xp: Any = np) -> int:
+    """Return the rows of one tile of scores, on arrays of ``xp``."""
+    if xp is np:
+        return max(256, min(1024, SCORE_TILE // max(1, n_clusters)))
+    scores = min(DEVICE_TILE, device_memory() // (4 * DEVICE_SHARE))
+    # rows themselves take memory as well: several copies of each, float32 and rounded
+    return max(256, min(1 << 17, scores // max(1, n_clusters)))
+
+
+def tile_columns(xp: Any) -> int:
+    """Return the centroids scored at once, on arrays of ``xp``."""
+    return COLUMNS if xp is np else DEVICE_COLUMNS
 
 
 def unit_rows(x: Array) -> Array:
@@ -43,7 +54,7 @@ def unit_rows(x: Array) -> Array:
     out = xp.empty(x.shape, dtype=np.float32)
     for start in range(0, x.shape[0], 4096):
         wide = x[start : start + 4096].astype(np.float64)
-        norms = xp.sqrt((wide * wide).sum(axis=1))
+        norms = xp.sqrt(row_squares(wide))
         norms[norms == 0] = 1
         out[start : start + 4096] = wide / norms[:, None]
     return out
@@ -61,6 +72,27 @@ class Tile(NamedTuple):
     slack: Array
     """(m,) float32: more than ``squares - 2 score``, a squared distance, can be off by."""
 
+    def of(self, rows: Array) -> "Tile":
+        """Return some of the rows."""
+        return Tile(*(part[rows] for part in self))
+
+
+class Best(NamedTuple):
+    """The best of all centroids for each row."""
+
+    labels: Array
+    """(m,) int64."""
+    top: Array
+    """(m,) float32: its score."""
+    second: Array
+    """(m,) float32: the best score of the others."""
+    error: Array
+    """(m,) float32: more than a score can be off by."""
+
+    def unclear(self, xp: Any) -> Array:
+        """Return the numbers of the rows for which another centroid may be as good."""
+        return xp.nonzero(~(self.second < self.top - 2 * self.error))[0]
+
 
 class Scorer:
     """Scores whose largest entry in a row marks the nearest centroid: x.c - |c|^2 / 2.
@@ -70,7 +102,7 @@ class Scorer:
     distance from the origin. The -|c|^2 / 2 rides along as one more column of the product.
     """
 
-    def __init__(self, centroids: Array, metric: str):
+    def __init__(self, centroids: Array, metric: str, product: Product | str | None = "choose"):
         xp = namespace_of(centroids)
         self.xp, self.metric, self.centroids = xp, metric, centroids
         k, d = centroids.shape
@@ -88,19 +120,55 @@ class Scorer:
         # bounds are of distances, which order unit centroids alone as their cosines do
         self.bounded = metric != "cosine" or bool((abs(_squares64(moved) - 1) < 1e-6).all())
         self._rounding = np.float32((self.table.shape[1] + 8) * 2.0**-24)
-        self._longest, self._largest = np.float32(longest), np.float32(halves.max() if k else 0.0)
+        self._longest, self._largest = np.float32(longest), np.float32(float(halves.max()) if k else 0.0)
+        self._width, self._product = d, product
+        self._coarse: Coarse | None = None
+
+    @property
+    def product(self) -> Product | None:
+        """The product of low precision that comes first; None: float32 does."""
+        return choose(self.xp) if isinstance(self._product, str) else self._product
+
+    @property
+    def coarse(self) -> Coarse | None:
+        """The centroids in the precision that comes first; None: that is float32. Made when asked for."""
+        product = self.product
+        if product is None or not self.centroids.shape[0]:
+            return None
+        if self._coarse is None:
+            moved = self.table[:, : self._width]
+            halves = self.xp.zeros(len(moved)) if self.metric == "cosine" else -self.table[:, self._width]
+            self._coarse = Coarse(moved, halves, self._longest, product)
+        return self._coarse
+
+    @property
+    def skips(self) -> bool:
+        """Whether :func:`.bounded.reassign` may skip what bounds allow to skip, and that pays.
+
+        On a GPU the products with the centroids that moved most, in float32, would take longer than all
+        products in float16.
+        """
+        return self.bounded and (self.xp is np or self.product is None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # each process rounds the centroids itself: that is less work than to send them
+        return self.__dict__ | {"_coarse": None}
+
+    def on(self, move: Any) -> "Scorer":
+        """Return this scorer with its centroids where ``move`` (an array to an array) puts them."""
+        return Scorer(move(self.centroids), self.metric, self._product)
 
     def tile(self, x: Array) -> Tile:
         """Return the rows ``x`` (m, d) made ready."""
         xp = self.xp
         if self.metric == "cosine":
             rows = x
-            squares = xp.einsum("ij,ij->i", rows, rows)
+            squares = row_dots(rows, rows)
         else:
             rows = xp.empty((x.shape[0], x.shape[1] + 1), dtype=np.float32)
             xp.subtract(x, self.shift, out=rows[:, :-1])
             rows[:, -1] = 1
-            squares = xp.einsum("ij,ij->i", rows[:, :-1], rows[:, :-1])
+            squares = row_dots(rows[:, :-1], rows[:, :-1])
         error = self._rounding * (xp.sqrt(squares) * self._longest + self._largest)
         slack = 4 * error + 2 * self._rounding * squares
         if self.metric == "cosine":
@@ -134,38 +202,81 @@ class Scorer:
         square = self.xp.maximum(tile.squares - 2 * score + tile.slack, 0)
         return self.xp.sqrt(square) * np.float32(1 + 1e-6)
 
-    def best_two(self, tile: Tile) -> tuple[Array, Array, Array]:
-        """Return the best centroid of each row, its score, and the second best score, (m,) each."""
-        xp, every = self.xp, self.xp.arange(tile.rows.shape[0])
+    def best_two(self, tile: Tile) -> Best:
+        """Return the best centroid of each row of a tile, and the best scores, by float32 products."""
+        return self._best(lambda first, last: top_two(self._scores(tile, first, last)), tile.error)
+
+    def _best(self, two: Any, error: Array) -> "Best":
+        """Return the best of all centroids, from the best ``two`` of some."""
+        xp = self.xp
         best = top = second = None
-        for first in range(0, self.table.shape[0], COLUMNS):
-            scores = xp.matmul(tile.rows, self.table[first : first + COLUMNS].T)
-            at = scores.argmax(axis=1)
-            value = scores[every, at]
-            scores[every, at] = -np.inf
-            other = scores.max(axis=1)
+        for first, last in self._turns():
+            at, value, other = two(first, last)
             if best is None:
                 best, top, second = at, value, other
                 continue
             second = xp.maximum(xp.minimum(top, value), xp.maximum(second, other))
             best = xp.where(value > top, at + first, best)
             top = xp.maximum(top, value)
-        return best, top, second
+        return Best(best, top, second, error)
+
+    def _turns(self) -> list[tuple[int, int]]:
+        k, step = self.table.shape[0], tile_columns(self.xp)
+        return [(first, min(first + step, k)) for first in range(0, k, step)]
+
+    def _scores(self, tile: Tile, first: int, last: int) -> Array:
+        return self.xp.matmul(tile.rows, self.table[first:last].T)
+
+    def decide(self, x: Array, tile: Tile) -> Best:
+        """Return the nearest centroid of each row of ``x``, of which ``tile`` was made, exactly."""
+        xp, coarse = self.xp, self.coarse
+        if coarse is None:
+            return self._decide_float32(x, tile)
+        own, error = coarse.rows(tile.rows[:, : self._width], tile.error)
+        found = self._best(lambda first, last: coarse.top_two(own, first, last), error)
+        unclear = found.unclear(xp)
+        if len(unclear):
+            part = Rounded(*(field[unclear] for field in own))
+            floor = (found.top - 2 * error)[unclear]
+            labels = self._candidates(
+                x[unclear], lambda first, last: coarse.scores(part, first, last), floor, MANY_CANDIDATES
+            )
+            if labels is None:
+                labels = self._decide_float32(x[unclear], tile.of(unclear)).labels
+            found.labels[unclear] = labels
+        return found
+
+    def _decide_float32(self, x: Array, tile: Tile) -> "Best":
+        found = self.best_two(tile)
+        unclear = found.unclear(self.xp)
+        if len(unclear):
+            found.labels[unclear] = self.settle(x[unclear], tile.of(unclear), found.top[unclear])
+        return found
 
     def settle(self, x: Array, tile: Tile, top: Array) -> Array:
         """Return the nearest centroids (m,) of rows whose best scores are too close to tell: in float64.
 
         ``tile`` is made of ``x``, and ``top`` holds its best scores.
         """
+        floor = top - 2 * tile.error
+        return self._candidates(x, lambda first, last: self._scores(tile, first, last), floor)
+
+    def _candidates(self, x: Array, scores_of: Any, floor: Array, most: int | None = None) -> Any:
+        """Return for each row the nearest, in float64, of the centroids with scores from ``floor`` (m,) up.
+
+        None where these are more than ``most`` a row, or a score is no number.
+        """
         xp, m = self.xp, x.shape[0]
         best = xp.full(m, -1, dtype=np.int64)
         value = xp.full(m, -np.inf)
-        floor = (top - 2 * tile.error)[:, None]
-        for first in range(0, self.table.shape[0], COLUMNS):
-            scores = xp.matmul(tile.rows, self.table[first : first + COLUMNS].T)
-            row, column = xp.nonzero(scores >= floor)
-            for start in range(0, len(row), PAIRS):
-                i, j = row[start : start + PAIRS], column[start : start + PAIRS] + first
+        pairs = PAIRS if xp is np else DEVICE_PAIRS
+        for first, last in self._turns():
+            able = scores_of(first, last) >= floor[:, None]
+            if most is not None and int(able.sum()) > most * m:
+                return None
+            row, column = xp.nonzero(able)
+            for start in range(0, len(row), pairs):
+                i, j = row[start : start + pairs], column[start : start + pairs] + first
                 exact = self._exact(x[i], self.centroids[j])
                 order = xp.lexsort(xp.stack([j.astype(np.float64), -exact, i.astype(np.float64)]))
                 i, j, exact = i[order], j[order], exact[order]
@@ -174,14 +285,16 @@ class Scorer:
                 i, j, exact = i[lead], j[lead], exact[lead]
                 better = exact > value[i]
                 value[i[better]], best[i[better]] = exact[better], j[better]
+        if most is not None and bool((best < 0).any()):
+            return None
         return best
 
     def _exact(self, rows: Array, centroids: Array) -> Array:
         rows, centroids = rows.astype(np.float64), centroids.astype(np.float64)
         if self.metric == "cosine":
-            return self.xp.einsum("ij,ij->i", rows, centroids)
+            return row_dots(rows, centroids)
         gap = rows - centroids
-        return -self.xp.einsum("ij,ij->i", gap, gap)
+        return -row_dots(gap, gap)
 
 
 def _squares64(x: Array) -> Array:
@@ -190,7 +303,7 @@ def _squares64(x: Array) -> Array:
     parts = [xp.zeros(0)]
     for start in range(0, x.shape[0], 4096):
         wide = x[start : start + 4096].astype(np.float64)
-        parts.append(xp.einsum("ij,ij->i", wide, wide))
+        parts.append(row_dots(wide, wide))
     return xp.concatenate(parts)
 
 
@@ -222,97 +335,15 @@ def assign(x: Array, scorer: Scorer) -> Assignment:
     """Return the nearest centroid of each row, with bounds for the next pass."""
     xp, m = scorer.xp, x.shape[0]
     labels, second = xp.empty(m, dtype=np.int32), xp.empty(m, dtype=np.float32)
-    step = tile_rows(scorer.table.shape[0])
+    step = tile_rows(scorer.table.shape[0], xp)
     for start in range(0, m, step):
         rows = x[start : start + step]
         tile = scorer.tile(rows)
-        best, top, other = scorer.best_two(tile)
-        close = xp.nonzero(other >= top - 2 * tile.error)[0]
-        if len(close):
-            best[close] = scorer.settle(rows[close], Tile(*(part[close] for part in tile)), top[close])
-        labels[start : start + step] = best
-        second[start : start + step] = scorer.lower(tile, other)
+        found = scorer.decide(rows, tile)
+        labels[start : start + step] = found.labels
+        above = found.second if found.error is tile.error else found.second + found.error
+        second[start : start + step] = scorer.lower(tile, above)
     return Assignment(labels, second)
-
-
-def reassign(x: Array, scorer: Scorer, before: Assignment, moves: Array) -> Assignment:
-    """Return what :func:`assign` returns, skipping what the bounds of the last pass allow to skip.
-
-    Parameters
-    ----------
-    x
-        (m, d) float32, the rows of ``before``.
-    before
-        Labels and bounds by the centroids of the last pass.
-    moves
-        (k,) float64: how far each centroid has moved since.
-    """
-    if not scorer.bounded:
-        return assign(x, scorer)
-    xp, m = scorer.xp, x.shape[0]
-    step = tile_rows(scorer.table.shape[0])
-    labels, second = before.labels.copy(), before.second.copy()
-    own, upper = xp.empty(m, dtype=np.float32), xp.empty(m, dtype=np.float32)
-    for start in range(0, m, step):
-        tile = scorer.tile(x[start : start + step])
-        score = xp.einsum("ij,ij->i", tile.rows, scorer.table[labels[start : start + step]])
-        own[start : start + step], upper[start : start + step] = score, scorer.upper(tile, score)
-    count = loud_count(to_host(second - upper), to_host(moves))
-    if count is None:
-        return assign(x, scorer)
-    order = xp.argsort(moves, kind="stable")
-    loud = xp.sort(order[len(order) - count :])
-    quiet = order[: len(order) - count]
-    if len(quiet):
-        second -= np.float32(float(moves[quiet[-1]]) * (1 + 1e-6))
-    doubtful = upper >= second
-    settled = xp.nonzero(~doubtful)[0]
-    if count:
-        table = scorer.table[loud]
-        place = xp.full(scorer.table.shape[0], -1, dtype=np.int64)
-        place[loud] = xp.arange(count)
-        step = tile_rows(count)
-        for start in range(0, len(settled), step):
-            i = settled[start : start + step]
-            tile = scorer.tile(x[i])
-            scores = xp.matmul(tile.rows, table.T)
-            mine = place[labels[i]]
-            has = xp.nonzero(mine >= 0)[0]
-            scores[has, mine[has]] = -np.inf
-            top = scores.max(axis=1)
-            doubtful[i] = top >= own[i] - 2 * tile.error
-            second[i] = xp.minimum(second[i], scorer.lower(tile, top))
-    again = xp.nonzero(doubtful)[0]
-    if len(again):
-        labels[again], second[again] = assign(x[again], scorer)
-    return Assignment(labels, second)
-
-
-def loud_count(gaps: np.ndarray, moves: np.ndarray) -> int | None:
-    """Return how many centroids, those that moved most, to compare with every row; None: all.
-
-    The count that makes the least work: products with those centroids for every row, and with all
-    centroids for the rows whose gap the largest move of the others exceeds.
-
-    Parameters
-    ----------
-    gaps
-        (m,) for each row how much closer its own centroid is than the others at least.
-    moves
-        (k,) how far each centroid has moved.
-    """
-    k, m = len(moves), len(gaps)
-    if not m:
-        return 0
-    moves, gaps = np.sort(moves), np.sort(gaps)
-    counts = {int(np.ceil(share * k)) for share in LOUD_SHARES} | {int((moves > 0).sum())}
-    best, work = None, 1.0 - OWN_COST
-    for count in sorted(counts):
-        largest = moves[k - 1 - count] * (1 + 1e-6) if count < k else 0.0
-        failing = np.searchsorted(gaps, largest, side="right") / m
-        if (needed := failing + (1 - failing) * count / k) < work:
-            best, work = count, needed
-    return best
 
 
 def own_distances(x: Array, centroids: Array, labels: Array, metric: str) -> Array:
@@ -330,13 +361,13 @@ def own_distances(x: Array, centroids: Array, labels: Array, metric: str) -> Arr
         if metric == "cosine":
             rows, nearby = _unit64(xp, rows), _unit64(xp, nearby)
         gap = rows - nearby
-        square = (gap * gap).sum(axis=1)
+        square = row_squares(gap)
         value = square / 2 if metric == "cosine" else xp.sqrt(square)
         out[start : start + 1024] = xp.where(own >= 0, value, np.nan)
     return out
 
 
 def _unit64(xp: Any, rows: Array) -> Array:
-    norms = xp.sqrt((rows * rows).sum(axis=1))
+    norms = xp.sqrt(row_squares(rows))
     norms[norms == 0] = 1
     return rows / norms[:, None]

@@ -10,9 +10,11 @@ from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.sparse as sparse
 
-from daskcurate.arrays import Array, namespace_of, sparse_of, to_host
-from daskcurate.kernels.assign import Assignment, Scorer, assign, own_distances, reassign
+from daskcurate.arrays import Array, launch, namespace_of, row_dots, to_host
+from daskcurate.kernels.assign import Assignment, Scorer, assign, own_distances
+from daskcurate.kernels.bounded import reassign
 from daskcurate.kernels.threads import spread
 
 OVER_RELAXATION = 1.7
@@ -48,8 +50,8 @@ def segment_sums(
 ) -> tuple[Array, Array]:
     """Return (sums (k, d) float64, counts (k,) int64) of the rows of each cluster; label -1 is left out.
 
-    A product with the sparse (k, m) indicator matrix whose rows list their members in ascending order:
-    the order of every sum is fixed, on the host and on a GPU.
+    A product with the sparse (k, m) indicator matrix whose rows list their members in ascending order; on a GPU
+    a kernel of our own, because that of cuSPARSE does not promise an order. So the order of every sum is fixed.
 
     Parameters
     ----------
@@ -60,10 +62,12 @@ def segment_sums(
         What the rows of a cluster are added up in; float32 is enough for a pass that is not exact anyhow,
         where a block has some tens of rows a cluster.
     """
-    xp, sparse = namespace_of(x), sparse_of(x)
+    xp = namespace_of(x)
     order = xp.argsort(labels, kind="stable")
     order = order[int((labels < 0).sum()) :]
     counts = xp.bincount(labels[order], minlength=n_clusters).astype(np.int64)
+    if xp is not np:
+        return _device_sums(x, order, counts), counts
     if before is None:
         sums = xp.zeros((n_clusters, x.shape[1]))
         touched = slice(None)
@@ -89,6 +93,18 @@ def segment_sums(
         columns = slice(start, start + width)
         sums[touched, columns] = members @ x[:, columns].astype(dtype, copy=False)
     return sums, counts
+
+
+def _device_sums(x: Array, order: Array, counts: Array) -> Array:
+    """Return the sums (k, d) float64 of the rows that ``order`` lists, ``counts`` (k,) of them a cluster."""
+    xp = namespace_of(x)
+    rows = xp.ascontiguousarray(x, dtype=np.float32)
+    starts = xp.concatenate([xp.zeros(1, dtype=np.int64), xp.cumsum(counts)])
+    k, d = len(counts), rows.shape[1]
+    sums = xp.zeros((k, d))
+    if k and d:
+        launch(xp, "segment_sums", (k, -(-d // 128)), 128, rows, order, starts, np.int64(d), sums)
+    return sums
 
 
 def step_chunk(x: Array, scorer: Scorer, last: Last | None = None, moves: Array | None = None) -> Last:
@@ -136,12 +152,11 @@ def combine(partials: Sequence[Partial]) -> Partial:
 
 def objective_of(total: Partial, centroids: Array) -> float:
     """Return the sum of squared L2 distances of rows to ``centroids`` (k, d), from the sums of the rows."""
-    xp = namespace_of(centroids)
     objective = total.squares
     for start in range(0, centroids.shape[0], 4096):
         wide = centroids[start : start + 4096].astype(np.float64)
-        lengths = xp.einsum("ij,ij->i", wide, wide)
-        cross = xp.einsum("ij,ij->i", wide, total.sums[start : start + 4096])
+        lengths = row_dots(wide, wide)
+        cross = row_dots(wide, total.sums[start : start + 4096])
         objective += float((total.counts[start : start + 4096] * lengths - 2 * cross).sum())
     return max(objective, 0.0)
 
@@ -153,7 +168,7 @@ def moves_of(before: Array, after: Array) -> Array:
     for start in range(0, after.shape[0], 4096):
         stop = start + 4096
         gap = after[start:stop].astype(np.float64) - before[start:stop].astype(np.float64)
-        out[start:stop] = xp.sqrt(xp.einsum("ij,ij->i", gap, gap))
+        out[start:stop] = xp.sqrt(row_dots(gap, gap))
     return out
 
 
@@ -207,7 +222,7 @@ def merge_farthest(parts: Sequence[Farthest], count: int) -> Farthest:
     row = xp.concatenate([part.row for part in parts])
     vectors = xp.concatenate([part.vectors for part in parts])
     order = xp.lexsort(xp.stack([row, -distance]))
-    order = to_host(order[to_host(distance[order]) > 0])
+    order = to_host(order)[to_host(distance[order]) > 0]
     seen: set[bytes] = set()
     chosen: list[int] = []
     for i in order:
@@ -224,7 +239,7 @@ def merge_farthest(parts: Sequence[Farthest], count: int) -> Farthest:
 def reseed(centroids: Array, empty: Array, far: Farthest) -> Array:
     """Return the centroids with the empty clusters, in order, moved to the farthest rows."""
     moved = centroids.copy()
-    used = empty[: far.vectors.shape[0]]
+    used = namespace_of(centroids).asarray(empty[: far.vectors.shape[0]])
     moved[used] = far.vectors[: used.shape[0]]
     return moved
 

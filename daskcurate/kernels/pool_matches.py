@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from daskcurate.arrays import namespace_of, to_host
+from daskcurate.arrays import namespace_of, row_dots, to_host
 from daskcurate.kernels.pool_pairs import PoolBlock, Take, threshold
 from daskcurate.kernels.similarity import TILE, Edges, connected_matches, merge_forests
 
@@ -44,7 +44,7 @@ def pair_similarity(x: PoolBlock, i: np.ndarray, y: PoolBlock, j: np.ndarray) ->
     for at in range(0, len(single), TILE):
         part = single[at : at + TILE]
         on_x, on_y = xp.asarray(i[part]), xp.asarray(j[part])
-        dots = xp.einsum("ij,ij->i", x.raw[on_x].astype(np.float64), y.raw[on_y].astype(np.float64))
+        dots = row_dots(x.raw[on_x].astype(np.float64), y.raw[on_y].astype(np.float64))
         out[part] = to_host(xp.minimum(dots / (x.norm[on_x] * y.norm[on_y]), 1.0).astype(np.float32))
     return out
 

@@ -22,12 +22,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from daskcurate.arrays import Array, namespace_of, to_host
+from daskcurate.arrays import Array, namespace_of, row_dots, to_host
 from daskcurate.kernels.assign import unit_rows
+from daskcurate.kernels.products import choose, unit_margin
 from daskcurate.kernels.similarity import TILE
 
 TILE_PAIRS = 1 << 20
 """Scores held at once: 4 MiB of float32."""
+DEVICE_PAIRS = 1 << 26
+"""Scores held at once on a GPU."""
+_DEVICE_TILE = 8192  # columns of a tile on a GPU, and rows of one where a cluster is compared with itself
 _TILE_ROWS = 8192  # rows gathered at once, where a cluster has few columns
 _ASK_ROWS = 2048  # rows scored against centroids at once
 _MASK_BYTES = 1 << 24  # held at once of which rows ask for which clusters
@@ -54,6 +58,8 @@ class PoolBlock:
     """(m,) int64: row numbers in the pool."""
     sketch: Array | None = None
     """(m, r + 1) float32: coordinates in an orthonormal basis of r vectors, and the length of the rest."""
+    rounded: Any = None
+    """The unit rows in a lower precision, where products come first in that; there are no sketches then."""
 
     @classmethod
     def of(
@@ -72,13 +78,16 @@ class PoolBlock:
             unit *= (1.0 / norm).astype(np.float32)[:, None]
         odd = xp.flatnonzero((norm < 1e-30) | (norm > 1e30))  # whose inverse float32 cannot hold
         unit[odd] = raw[odd].astype(np.float64) / norm[odd, None]
-        sketch = None
-        if basis is not None:
+        sketch = rounded = None
+        product = choose(xp)
+        if product is not None:
+            rounded = product.rounded(unit)[0]
+        elif basis is not None:
             sketch = xp.empty((len(unit), basis.shape[1] + 1), np.float32)
             xp.matmul(unit, basis, out=sketch[:, :-1])
-            inside = xp.einsum("ij,ij->i", sketch[:, :-1], sketch[:, :-1])
+            inside = row_dots(sketch[:, :-1], sketch[:, :-1])
             sketch[:, -1] = xp.sqrt(xp.maximum(1 - inside, 0) + np.float32(4e-6))
-        return cls(raw, unit, norm, labels, ranks, numbers, sketch)
+        return cls(raw, unit, norm, labels, ranks, numbers, sketch, rounded)
 
     def take(self, mask: np.ndarray) -> PoolBlock:
         """Return the rows where ``mask`` holds."""
@@ -88,7 +97,8 @@ class PoolBlock:
         on = namespace_of(self.raw).asarray(at)
         host = (self.labels[at], self.ranks[at], self.numbers[at])
         sketch = None if self.sketch is None else self.sketch[on]
-        return PoolBlock(self.raw[on], self.unit[on], self.norm[on], *host, sketch)
+        rounded = None if self.rounded is None else self.rounded[on]
+        return PoolBlock(self.raw[on], self.unit[on], self.norm[on], *host, sketch, rounded)
 
     def __len__(self) -> int:
         return len(self.ranks)
@@ -105,7 +115,7 @@ def row_norms(raw: Array) -> Array:
     norm = xp.empty(len(raw), np.float64)
     for lo in range(0, len(raw), TILE):
         rows = raw[lo : lo + TILE].astype(np.float64)
-        norm[lo : lo + TILE] = xp.sqrt(xp.einsum("ij,ij->i", rows, rows))
+        norm[lo : lo + TILE] = xp.sqrt(row_dots(rows, rows))
     return norm
 
 
@@ -171,7 +181,7 @@ class Bound:
         half_squares = (wide * wide).sum(axis=1) / 2
         own = xp.empty(len(x), np.float32)
         for i, (lo, hi) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
-            own[lo:hi] = x.unit[lo:hi] @ centroids[i] - np.float32(half_squares[i])
+            own[lo:hi] = x.unit[lo:hi] @ centroids[i] - half_squares[i].astype(np.float32)
         return _Clusters(labels, starts, centroids, half_squares, own)
 
     def asking(
@@ -262,7 +272,7 @@ def compare(p: PoolBlock, q: PoolBlock, bound: Bound | None, eps: float, take: T
     if threshold(eps) >= 1 or not len(p) or not len(q):
         return 0
     cut = threshold(eps) - np.float32(p.margin)
-    product = _Product(cut, take)
+    product = _Product(cut, take, namespace_of(p.unit))
     if bound is None:
         if p is q:
             return product.triangle(p, 0, len(p))
@@ -286,12 +296,12 @@ class _Product:
     """Float32 products of rows and columns, tile by tile, all in the one buffer.
 
     With sketches, their product comes first, which is no less than the similarity and takes a quarter of the
-    work. The few pairs that pass are looked at one by one; where they are not few, the rows themselves are
-    multiplied, and the sketches given up if that goes on.
+    work; with rounded rows, theirs. The few pairs that pass are looked at one by one; where they are not few, the
+    rows themselves are multiplied, and the first product given up if that goes on.
     """
 
-    def __init__(self, cut: np.float32, take: Take):
-        self.cut, self.take = cut, take
+    def __init__(self, cut: np.float32, take: Take, xp: Any):
+        self.cut, self.take, self._xp = cut, take, xp
         self._sketched = self._repeated = 0
         self._scores: Any = None
         self._above: Any = None
@@ -299,8 +309,9 @@ class _Product:
     def __call__(self, x: PoolBlock, rows: Array | None, y: PoolBlock, first: int, last: int) -> int:
         """Compare ``rows`` of x (None: all) with rows first to last of y."""
         m = len(x) if rows is None else len(rows)
-        width = min(last - first, TILE)
-        height = min(_TILE_ROWS, TILE_PAIRS // width)
+        on_host = namespace_of(x.unit) is np
+        width = min(last - first, TILE if on_host else _DEVICE_TILE)
+        height = min(_TILE_ROWS, TILE_PAIRS // width) if on_host else DEVICE_PAIRS // width
         for at in range(0, m, height):
             chosen = slice(at, min(at + height, m)) if rows is None else rows[at : at + height]
             for lo in range(first, last, width):
@@ -312,9 +323,10 @@ class _Product:
 
     def triangle(self, x: PoolBlock, first: int, last: int) -> int:
         """Compare rows first to last of x with each other."""
-        for lo in range(first, last, TILE):
-            for at in range(lo, last, TILE):
-                rows, columns = slice(at, min(at + TILE, last)), slice(lo, min(lo + TILE, last))
+        tile = TILE if namespace_of(x.unit) is np else _DEVICE_TILE
+        for lo in range(first, last, tile):
+            for at in range(lo, last, tile):
+                rows, columns = slice(at, min(at + tile, last)), slice(lo, min(lo + tile, last))
                 i, j, scores = self._candidates(x, rows, x, columns)
                 once = i + at > j + lo
                 if once.any():
@@ -326,8 +338,9 @@ class _Product:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return rows and columns of the tile that may be above the threshold, and their scores."""
         xp = namespace_of(x.unit)
-        if x.sketch is not None and y.sketch is not None and 2 * self._repeated <= self._sketched + _TRIAL:
-            i, j, _ = self._hits(x.sketch[rows], y.sketch[columns], self.cut - np.float32(_SKETCH_MARGIN))
+        trial = _TRIAL if xp is np else _TRIAL * (DEVICE_PAIRS // TILE_PAIRS)
+        if (first := self._first(x, rows, y, columns)) and 2 * self._repeated <= self._sketched + trial:
+            i, j, _ = self._hits(*first)
             size = self._last_size
             self._sketched += size
             if not len(i):
@@ -338,19 +351,34 @@ class _Product:
                 scores = np.empty(len(i), np.float32)
                 for at in range(0, len(i), 4 * TILE):
                     a, b = x.unit[near[at : at + 4 * TILE]], y.unit[columns][far[at : at + 4 * TILE]]
-                    scores[at : at + 4 * TILE] = to_host(xp.einsum("ij,ij->i", a, b))
+                    scores[at : at + 4 * TILE] = to_host(row_dots(a, b))
                 above = scores > self.cut
                 return i[above], j[above], scores[above]
             self._repeated += size
         return self._hits(x.unit[rows], y.unit[columns], self.cut)
 
-    def _hits(self, a: Array, b: Array, cut: np.float32) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        xp = namespace_of(a)
+    def _first(self, x: PoolBlock, rows: Any, y: PoolBlock, columns: slice) -> tuple[Any, ...] | None:
+        """Return what :meth:`_hits` takes of the product that comes first, and None without one."""
+        if (low := choose(self._xp)) is not None:
+            margin = np.float32(unit_margin(x.raw.shape[1], low))
+            return x.rounded[rows], y.rounded[columns], self.cut - margin, low
+        if x.sketch is not None and y.sketch is not None:
+            return x.sketch[rows], y.sketch[columns], self.cut - np.float32(_SKETCH_MARGIN)
+        return None
+
+    def _hits(
+        self, a: Any, b: Any, cut: np.float32, low: Any = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        xp = self._xp
         if self._scores is None:
-            self._scores, self._above = xp.empty(TILE_PAIRS, np.float32), xp.empty(TILE_PAIRS, bool)
+            most = TILE_PAIRS if xp is np else DEVICE_PAIRS
+            self._scores, self._above = xp.empty(most, np.float32), xp.empty(most, bool)
         n = self._last_size = len(a) * len(b)
         scores, above = self._scores[:n], self._above[:n]
-        xp.matmul(a, b.T, out=scores.reshape(len(a), len(b)))
+        if low is None:
+            xp.matmul(a, b.T, out=scores.reshape(len(a), len(b)))
+        else:
+            scores = low.multiply(a, b).reshape(-1)
         hits = xp.flatnonzero(xp.greater(scores, cut, out=above))
         found = to_host(hits)
         i, j = np.divmod(found, len(b)) if len(found) else (found, found)

@@ -154,8 +154,9 @@ class _Field:
 
     def table(self, rows: np.ndarray) -> Array:
         """Return the vectors (c, d + 1) that rows are multiplied with for their scores."""
-        table = self.rows[rows]
-        table[:, -1] = -0.5 * self.squares[rows]
+        at = self.xp.asarray(rows)
+        table = self.rows[at]
+        table[:, -1] = -0.5 * self.squares[at]
         return table
 
     def add(self, seeds: np.ndarray) -> None:
@@ -298,7 +299,7 @@ class _Candidates:
             return False
         most = int(BATCH_DISTANCES / (field.share(seeds) * max(1, mass.shape[0])))
         rows = _draw(mass, max(count, min(count * max(1, seeds // 4), max(16, most))), self.rng)
-        self.mass = to_host(field.near[rows]).astype(np.float64)
+        self.mass = to_host(field.near[field.xp.asarray(rows)]).astype(np.float64)
         self.chance = self.rng.random(len(rows))
         self.batch, self.used = field.drawn(rows, seeds), 0
         return True

@@ -5,7 +5,8 @@ and whatever is found is found a pair of tiles at a time: so no result depends, 
 was cut into blocks (at multiples of ``TILE``), and memory stays at a float32 copy of the blocks and a few
 arrays of ``TILE`` x ``TILE``.
 
-A float32 matrix product finds candidates. What is reported of them is computed again in float64 from the
+A float32 matrix product finds candidates; on GPUs one of float16 comes before it, where rows of two tiles are
+compared. What is reported of them is computed again in float64 from the
 rows as given and then rounded to float32, so that copies have similarity 1 exactly.
 
 Method: SemDeDup, Abbas et al. 2023 (arXiv 2303.09540), without its limit to parts of large clusters.
@@ -19,10 +20,12 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import minimum_spanning_tree
 
-from daskcurate.arrays import Array, namespace_of, to_host
+from daskcurate.arrays import Array, namespace_of, row_dots, to_host
+from daskcurate.kernels.products import choose, unit_margin
 
 TILE = 1024
 """Rows of a tile: large enough for the matrix product to run at full speed, 4 MiB of float32 a pair."""
+_MANY = 8  # candidates of low precision a row, from which on a product in float32 is less work
 _TIE = 1e-6  # copies of one row may differ by this in the float32 product
 _NEVER = -9.0  # stands for pairs that are not to be compared; below every similarity and every margin
 _NONE = -4.0  # the best of a row that has been compared with nothing
@@ -58,11 +61,13 @@ class _Block:
     spans: list[tuple[int, int]]
     margin: float
     """More than a float32 product of unit rows and the exact similarity can differ by."""
+    rounded: Any
+    """The unit rows in a lower precision, where products come first in that; else None."""
 
     def exact(self, rows: Array, other: "_Block", columns: Array) -> Array:
         """Return the similarity of pairs (row here, row of ``other``): float64, rounded to float32."""
         xp = namespace_of(self.raw)
-        dots = xp.einsum("ij,ij->i", self.raw[rows].astype(np.float64), other.raw[columns].astype(np.float64))
+        dots = row_dots(self.raw[rows].astype(np.float64), other.raw[columns].astype(np.float64))
         return _rounded(xp, dots, self.norm[rows] * other.norm[columns])
 
 
@@ -73,14 +78,16 @@ def _rounded(xp: Any, dots: Array, norms: Array) -> Array:
 def _block(x: Array, start: int, tile: int) -> _Block:
     xp = namespace_of(x)
     m, d = x.shape
+    product = choose(xp)
     edges = [0, *range(tile - start % tile, m, tile), m]
     spans = [(lo, hi) for lo, hi in zip(edges[:-1], edges[1:], strict=True) if hi > lo]
     unit, norm = xp.empty((m, d), np.float32), xp.empty(m, np.float64)
     for lo, hi in spans:
         rows = x[lo:hi].astype(np.float64)
-        norm[lo:hi] = xp.sqrt(xp.einsum("ij,ij->i", rows, rows))
+        norm[lo:hi] = xp.sqrt(row_dots(rows, rows))
         unit[lo:hi] = rows / norm[lo:hi, None]
-    return _Block(x, unit, norm, start, spans, 2.0**-23 * (d + 8))
+    rounded = None if product is None else product.rounded(unit)[0]
+    return _Block(x, unit, norm, start, spans, 2.0**-23 * (d + 8), rounded)
 
 
 class _Scores:
@@ -103,6 +110,7 @@ class _Best:
         self.x, self.y, self.product = x, y, _Scores(x, y)
         self.similarity = xp.full(len(y.raw), _NONE, np.float32)
         self.position = xp.full(len(y.raw), -1, np.int64)
+        self._low = choose(xp)
 
     def sweep(self, lo: int, hi: int, spans: list[tuple[int, int]], of: Array | None = None) -> None:
         """Compare rows lo to hi with those of some tiles of x, or with those of them marked in ``of``."""
@@ -112,8 +120,37 @@ class _Best:
             if of is not None:
                 columns = columns[of[first:last]]
                 unit = x.unit[columns]
-            if len(columns):
+            if len(columns) and self._low is not None:
+                self._sweep_rounded(lo, hi, unit, columns)
+            elif len(columns):
                 self.update(lo, hi, self.product(self.y.unit[lo:hi], unit), columns)
+
+    def _sweep_rounded(self, lo: int, hi: int, unit: Array, columns: Array) -> None:
+        """Compare rows lo to hi with ``columns`` of x in low precision, and exactly what that leaves open.
+
+        Whether that is too much, and float32 is used, depends on the tiles alone and not on what was found before.
+        """
+        assert self._low is not None
+        xp = namespace_of(columns)
+        scores = self._low.multiply(self.y.rounded[lo:hi], self.x.rounded[columns])
+        top = scores.max(axis=1)
+        margin = np.float32(self.x.margin + unit_margin(unit.shape[1], self._low))
+        near = scores >= (top - 2 * margin)[:, None]
+        if int(near.sum()) > _MANY * len(top):
+            self.update(lo, hi, self.product(self.y.unit[lo:hi], unit), columns)
+            return
+        rows = xp.nonzero(top >= self.similarity[lo:hi] - margin)[0]
+        if not len(rows):
+            return
+        i, j = xp.nonzero(near[rows])
+        rows, found = rows[i] + lo, columns[j]
+        exact = self.y.exact(rows, self.x, found)
+        keys = [found.astype(np.float64), -exact.astype(np.float64), rows.astype(np.float64)]
+        order = xp.lexsort(xp.stack(keys))
+        rows, found = rows[order], found[order]
+        first = xp.ones(len(rows), dtype=bool)
+        first[1:] = rows[1:] != rows[:-1]
+        self.offer(rows[first], found[first])
 
     def update(self, lo: int, hi: int, scores: Array, columns: Array) -> None:
         """Take the scores (hi - lo, c) of rows lo to hi against ``columns`` (c,) of x.

@@ -2,6 +2,7 @@ import importlib.util
 
 import numpy as np
 import pytest
+import stand_in
 
 
 def _cupy():
@@ -17,9 +18,13 @@ def _cupy():
     return cupy
 
 
-@pytest.fixture(scope="session", params=["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
+@pytest.fixture(scope="session", params=["numpy", "stand-in", pytest.param("cupy", marks=pytest.mark.gpu)])
 def xp(request):
-    """The array module a kernel is tested on."""
+    """The array module a kernel is tested on; the stand-in refuses to mix its arrays with NumPy's, as CuPy does."""
     if request.param == "numpy":
-        return np
-    return _cupy() or pytest.skip("cupy or a GPU is missing")
+        yield np
+    elif request.param == "stand-in":
+        with stand_in.installed() as module:
+            yield module
+    else:
+        yield _cupy() or pytest.skip("cupy or a GPU is missing")

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daskcurate.kernels import assign, lloyd
+from daskcurate.arrays import to_host
+from daskcurate.kernels import assign, bounded, lloyd
 
 METRICS = ("l2", "cosine")
 
@@ -39,13 +40,15 @@ def problems(draw):
 
 @settings(max_examples=200, deadline=None)
 @given(problems(), st.sampled_from([1, 3, 16384]))
-def test_labels_are_the_float64_oracle_s(problem, columns):
+def test_labels_are_the_float64_oracle_s(xp, problem, columns):
     x, centroids, metric = problem
-    before, assign.COLUMNS = assign.COLUMNS, columns
+    before = assign.COLUMNS, assign.DEVICE_COLUMNS
+    assign.COLUMNS = assign.DEVICE_COLUMNS = columns
     try:
-        found = assign.assign(x, assign.Scorer(centroids, metric))
+        found = assign.assign(xp.asarray(x), assign.Scorer(xp.asarray(centroids), metric))
     finally:
-        assign.COLUMNS = before
+        assign.COLUMNS, assign.DEVICE_COLUMNS = before
+    found = assign.Assignment(*map(to_host, found))
     np.testing.assert_array_equal(found.labels, oracle_labels(x, centroids, metric))
     gaps = np.sqrt(((x[:, None, :].astype(np.float64) - centroids.astype(np.float64)) ** 2).sum(axis=2))
     gaps[np.arange(len(x)), found.labels] = np.inf
@@ -82,26 +85,26 @@ def test_bounds_do_skip_work(monkeypatch):
     x = make(rng, 4000, 8, "l2")
     seen = []
     plain = assign.assign
-    monkeypatch.setattr(assign, "assign", lambda rows, scorer: seen.append(len(rows)) or plain(rows, scorer))
+    monkeypatch.setattr(bounded, "assign", lambda rows, scorer: seen.append(len(rows)) or plain(rows, scorer))
     centroids = x[:400]
     scorer = assign.Scorer(centroids, "l2")
     before = plain(x, scorer)
     moved = centroids.copy()
     moved[:20] += 0.05
-    found = assign.reassign(x, assign.Scorer(moved, "l2"), before, lloyd.moves_of(centroids, moved))
+    found = bounded.reassign(x, assign.Scorer(moved, "l2"), before, lloyd.moves_of(centroids, moved))
     assert sum(seen) < len(x) / 4
     np.testing.assert_array_equal(found.labels, plain(x, assign.Scorer(moved, "l2")).labels)
 
 
 def test_the_count_of_loud_centroids_makes_the_least_work():
     quiet = np.zeros(100)
-    assert assign.loud_count(np.ones(50), quiet) == 0
+    assert bounded.loud_count(np.ones(50), quiet) == 0
     one = quiet.copy()
     one[7] = 5.0
-    assert assign.loud_count(np.ones(50), one) == 1
-    assert assign.loud_count(np.full(50, -1.0), one) is None  # every row is in doubt anyhow
-    assert assign.loud_count(np.ones(50), np.full(100, 5.0)) is None
-    assert assign.loud_count(np.empty(0), one) == 0
+    assert bounded.loud_count(np.ones(50), one) == 1
+    assert bounded.loud_count(np.full(50, -1.0), one) is None  # every row is in doubt anyhow
+    assert bounded.loud_count(np.ones(50), np.full(100, 5.0)) is None
+    assert bounded.loud_count(np.empty(0), one) == 0
 
 
 def test_a_centroid_that_is_no_unit_vector_switches_bounds_off():
@@ -111,7 +114,7 @@ def test_a_centroid_that_is_no_unit_vector_switches_bounds_off():
     scorer = assign.Scorer(centroids, "cosine")
     assert not scorer.bounded
     before = assign.assign(x, scorer)
-    again = assign.reassign(x, scorer, before, np.zeros(4))
+    again = bounded.reassign(x, scorer, before, np.zeros(4))
     np.testing.assert_array_equal(again.labels, oracle_labels(x, centroids, "cosine"))
 
 

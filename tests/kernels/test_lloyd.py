@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from daskcurate.arrays import to_host
 from daskcurate.kernels import assign, lloyd
 
 METRICS = ("l2", "cosine")
@@ -53,15 +54,17 @@ def test_nearest_finds_the_nearest_centroid(problem):
 
 @settings(max_examples=100, deadline=None)
 @given(problems())
-def test_own_distances_are_exact(problem):
+def test_own_distances_are_exact(xp, problem):
     x, centroids, metric = problem
-    labels = assign.nearest(x, centroids, metric)
+    on = [xp.asarray(part) for part in (x, centroids)]
+    found = assign.nearest(*on, metric)
+    labels = to_host(found)
     square = oracle_distances(x, centroids, metric)[np.arange(len(x)), labels]
     expected = square / 2 if metric == "cosine" else np.sqrt(square)
     np.testing.assert_allclose(
-        lloyd.own_distances(x, centroids, labels, metric), expected, atol=1e-12, rtol=1e-9
+        to_host(lloyd.own_distances(*on, found, metric)), expected, atol=1e-12, rtol=1e-9
     )
-    inertia = lloyd.inertia_of(x, centroids, labels, metric)
+    inertia = lloyd.inertia_of(*on, found, metric)
     np.testing.assert_allclose(inertia, square.sum(), atol=1e-12, rtol=1e-9)
 
 
@@ -97,13 +100,15 @@ def test_rows_far_from_the_origin_are_told_apart():
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_equal_rows_get_equal_distances_wherever_they_stand(metric):
+def test_equal_rows_get_equal_distances_wherever_they_stand(xp, metric):
     rng = np.random.default_rng(1)
     x = make(rng, 4001, 33, metric)
     x[[0, 1023, 1024, 1500, 4000]] = x[7]
     centroids = make(rng, 5, 33, metric)
-    labels = assign.nearest(x, centroids, metric)
-    found = lloyd.own_distances(x, centroids, labels, metric)[[0, 7, 1023, 1024, 1500, 4000]]
+    on = xp.asarray(x), xp.asarray(centroids)
+    found = to_host(lloyd.own_distances(*on, assign.nearest(*on, metric), metric))[
+        [0, 7, 1023, 1024, 1500, 4000]
+    ]
     assert len(set(found.tolist())) == 1
 
 
@@ -132,14 +137,14 @@ def test_the_loop_never_raises_the_objective(metric):
         centroids = lloyd.lloyd([x], centroids, metric, 1).centroids
 
 
-def test_the_loop_stops_where_nothing_changes_any_more():
-    x = np.array([[0, 0], [0, 1], [10, 0], [10, 1]], dtype=np.float32)
-    fit = lloyd.lloyd([x], x[[0, 2]], "l2", 50)
-    np.testing.assert_array_equal(fit.centroids, [[0, 0.5], [10, 0.5]])
+def test_the_loop_stops_where_nothing_changes_any_more(xp):
+    x = xp.asarray(np.array([[0, 0], [0, 1], [10, 0], [10, 1]], dtype=np.float32))
+    fit = lloyd.lloyd([x], x[::2], "l2", 50)
+    np.testing.assert_array_equal(to_host(fit.centroids), [[0, 0.5], [10, 0.5]])
     assert fit.n_updates == 2
-    exact = lloyd.lloyd([x], x[[0, 2]], "l2", 1)
+    exact = lloyd.lloyd([x], x[::2], "l2", 1)
     assert exact.n_updates == 1
-    assert lloyd.lloyd([x], x[[0, 2]], "l2", 0).n_updates == 0
+    assert lloyd.lloyd([x], x[::2], "l2", 0).n_updates == 0
 
 
 def test_tol_stops_early():
@@ -150,11 +155,11 @@ def test_tol_stops_early():
     assert 2 <= early.n_updates < full.n_updates
 
 
-def test_empty_clusters_move_to_the_farthest_rows():
-    x = np.array([[0, 0], [1, 0], [0, 1], [30, 0], [0, 50]], dtype=np.float32)
-    far_away = np.array([[0, 0], [1e4, 1e4], [-1e4, 1e4]], dtype=np.float32)
+def test_empty_clusters_move_to_the_farthest_rows(xp):
+    x = xp.asarray(np.array([[0, 0], [1, 0], [0, 1], [30, 0], [0, 50]], dtype=np.float32))
+    far_away = xp.asarray(np.array([[0, 0], [1e4, 1e4], [-1e4, 1e4]], dtype=np.float32))
     fit = lloyd.lloyd([x], far_away, "l2", 20)
-    labels = assign.nearest(x, fit.centroids, "l2")
+    labels = to_host(assign.nearest(x, fit.centroids, "l2"))
     assert np.bincount(labels, minlength=3).tolist() == [3, 1, 1]
 
 
@@ -166,11 +171,11 @@ def test_more_clusters_than_distinct_rows_leave_some_empty():
     assert np.isfinite(fit.centroids).all()
 
 
-def test_blocks_may_be_empty_and_single_rows():
-    x = np.array([[1, 2], [3, 4], [5, 9]], dtype=np.float32)
+def test_blocks_may_be_empty_and_single_rows(xp):
+    x = xp.asarray(np.array([[1, 2], [3, 4], [5, 9]], dtype=np.float32))
     whole = lloyd.lloyd([x], x[:2], "l2", 5)
     pieces = lloyd.lloyd([x[:0], x[:1], x[1:1], x[1:]], x[:2], "l2", 5)
-    np.testing.assert_array_equal(whole.centroids, pieces.centroids)
+    np.testing.assert_array_equal(to_host(whole.centroids), to_host(pieces.centroids))
 
 
 def test_farthest_rows_are_distinct_and_ordered():

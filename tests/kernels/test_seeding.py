@@ -5,19 +5,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from daskcurate.arrays import to_host
 from daskcurate.kernels import seeding
 from daskcurate.kernels.threads import using_threads
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 8), st.integers(0, 2**32 - 1), st.booleans())
-def test_seeds_are_distinct_rows(m, d, seed, duplicates):
+def test_seeds_are_distinct_rows(xp, m, d, seed, duplicates):
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((m, d)).astype(np.float32)
     if duplicates:
         x = x[rng.integers(0, max(1, m // 4), m)]
     k = int(rng.integers(1, m + 1))
-    seeds = seeding.kmeans_plusplus(x, k, np.random.default_rng(seed))
+    seeds = seeding.kmeans_plusplus(xp.asarray(x), k, np.random.default_rng(seed))
     assert len(set(seeds.tolist())) == k
     assert seeds.min() >= 0
     assert seeds.max() < m
@@ -41,12 +42,12 @@ def test_greedy_seeds_are_better_than_random_ones():
     assert potential(seeds) < 0.5 * potential(rng.permutation(3000)[:40])
 
 
-def test_rows_without_weight_are_never_drawn():
+def test_rows_without_weight_are_never_drawn(xp):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((50, 3)).astype(np.float32)
     weights = np.zeros(50)
     weights[10:20] = 1
-    seeds = seeding.kmeans_plusplus(x, 10, np.random.default_rng(0), weights)
+    seeds = seeding.kmeans_plusplus(xp.asarray(x), 10, np.random.default_rng(0), xp.asarray(weights))
     assert sorted(seeds.tolist()) == list(range(10, 20))
 
 
@@ -69,13 +70,16 @@ def test_copies_of_a_center_are_at_distance_zero():
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_nearer_takes_the_smaller_distance():
+def test_nearer_takes_the_smaller_distance(xp):
     rng = np.random.default_rng(0)
     x, centers = (rng.standard_normal((m, 4)).astype(np.float32) for m in (100, 130))
     expected = ((x[:, None].astype(np.float64) - centers[None]) ** 2).sum(axis=2).min(axis=1)
-    np.testing.assert_allclose(seeding.nearer(x, None, centers), expected, rtol=1e-3, atol=1e-4)
+    x, centers = xp.asarray(x), xp.asarray(centers)
+    np.testing.assert_allclose(to_host(seeding.nearer(x, None, centers)), expected, rtol=1e-3, atol=1e-4)
     first = seeding.nearer(x, None, centers[:60])
-    np.testing.assert_allclose(seeding.nearer(x, first, centers[60:]), expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        to_host(seeding.nearer(x, first, centers[60:])), expected, rtol=1e-3, atol=1e-4
+    )
 
 
 def test_oversampling_takes_rows_in_proportion():
