@@ -130,7 +130,9 @@ def test_the_commands_can_be_given():
     app, seen = typer.main.get_command(cli.app), set()
     makefile = (ROOT / "Makefile").read_text()
     for path in [*PAGES, ROOT / "CONTRIBUTING.md"]:
-        for line in (line for block in blocks(path, "sh") for line in block.splitlines()):
+        for line in (
+            line for block in blocks(path, "sh") for line in block.replace("\\\n", " ").splitlines()
+        ):
             program, *words = shlex.split(line.split("  #")[0]) or [""]
             if program == "make":
                 assert re.search(rf"^{words[0]}:", makefile, flags=re.M)

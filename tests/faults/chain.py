@@ -16,7 +16,7 @@ import numpy as np
 from distributed import Client, as_completed
 
 import daskcurate as dc
-from daskcurate import fitting, planning, runner
+from daskcurate import fitting, matching, planning, runner
 from daskcurate.io import pool as pool_io
 
 ROWS, DIM, CHUNK = 2400, 12, 300
@@ -89,8 +89,9 @@ def same_as(result, wanted):
 
 
 def distribute(patch):
-    """Make k-means run Lloyd's loop over the cluster although the rows are few."""
+    """Make k-means run Lloyd's loop, and dedup its tasks, over the cluster although the rows are few."""
     patch(fitting, "LOCAL_BYTES", 0)
+    patch(matching, "WHOLE_OPERATIONS", 0)
 
 
 def shuffle(patch):
@@ -144,14 +145,14 @@ def _at_save(kind, number, after):
 
 
 def _at_step(kind, wanted):
-    original = runner.StageRun.gather
+    original = runner.StageRun.finish
 
-    def gather(run, tasks, step=""):
+    def finish(run, started, step=""):
         if run.stage.kind == kind and step == wanted:
             _before(Client, "gather", _first_done)
-        return original(run, tasks, step)
+        return original(run, started, step)
 
-    runner.StageRun.gather = gather
+    runner.StageRun.finish = finish
 
 
 def _at_marker(kind):

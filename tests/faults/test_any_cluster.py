@@ -29,7 +29,13 @@ def workers(number, threads):
 
 @pytest.mark.parametrize(
     ("number", "threads", "shuffled"),
-    [(1, 1, False), (1, 3, False), (3, 1, False), (1, 1, True), (1, 3, True)],
+    [
+        (1, 1, False),
+        (1, 3, False),
+        (3, 1, False),
+        pytest.param(1, 1, True, marks=pytest.mark.slow),
+        (1, 3, True),
+    ],
 )
 def test_workers_and_threads(number, threads, shuffled, emb, reference, tmp_path, monkeypatch):
     if shuffled:

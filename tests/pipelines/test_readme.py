@@ -127,7 +127,10 @@ def test_the_recipes_and_folders_are_there():
         assert (ROOT / "pipelines" / f"{name}.py").exists()
     listed = set(re.findall(r"python -m pipelines\.(\w+)", TEXT))
     assert listed == {p.stem for p in (ROOT / "pipelines").glob("*.py")} - {"__init__", "common"}
-    for target in re.findall(r"`(demo|test|test-slow|test-gpu|bench-gpu|test-slurm|test-hosts|test-kubernetes|lint|docs|bench|clean)`", TEXT):
+    for target in re.findall(
+        r"`(demo|test|test-slow|test-gpu|bench-gpu|test-slurm|test-hosts|test-kubernetes|lint|docs|bench|clean)`",
+        TEXT,
+    ):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.M)
 
 
