@@ -21,14 +21,14 @@ LOCAL_BYTES = 128 << 20
 """Rows (float32), and sums of clusters, that one task may hold to cluster the rows whole ..."""
 LOCAL_OPERATIONS = 40_000_000_000
 """... if one of its threads has no more work than this in an iteration: some tenths of a second."""
-SMALL_BYTES, SMALL_OPERATIONS = 32 << 20, 4_000_000_000
+SMALL_BYTES, SMALL_OPERATIONS = 64 << 20, 40_000_000_000
 """Rows and work of an iteration so small that there is nothing to gain by any other algorithm than Lloyd's."""
 
 
-def is_small(blocks: RowBlocks, k: int) -> bool:
-    """Return whether Lloyd's algorithm is used, whatever the configuration says."""
-    operations = 2 * len(blocks) * k * (blocks.dim + 8)
-    return blocks.nbytes <= min(SMALL_BYTES, LOCAL_BYTES) and operations <= SMALL_OPERATIONS
+def is_lloyds(algorithm: str, n: int, d: int, k: int) -> bool:
+    """Return whether Lloyd's algorithm clusters n rows of width d: by configuration, or because they are few."""
+    small = n * d * 4 <= min(SMALL_BYTES, LOCAL_BYTES) and 2 * n * k * (d + 8) <= SMALL_OPERATIONS
+    return algorithm == "lloyd" or small
 
 
 def one_task_bytes(n: int, d: int, k: int, blocks: int) -> int:
@@ -81,7 +81,7 @@ def fit(
     resumed = saved if saved.get("step") == step and "restart" in saved else {}
     if resumed:
         best, best_inertia = resumed["best"], resumed["best_inertia"] if resumed["best"] else np.inf
-    lloyds = config.algorithm == "lloyd" or is_small(blocks, k)
+    lloyds = is_lloyds(config.algorithm, len(blocks), blocks.dim, k)
     local = lloyds and _in_one_task(run, blocks, k)
     for restart in range(int(resumed.get("restart", 0)), config.n_init):
         name = f"s{step}-r{restart}"
@@ -159,7 +159,7 @@ def _lloyd_whole(blocks: list[Block], seeds: str, metric: str, n_iters: int, tol
 
 def resamples_whole(run: Any, blocks: RowBlocks, k: int, config: KMeansConfig) -> bool:
     """Return whether :func:`fit_resampled` does a resampling step of these rows, rather than tasks for each part."""
-    lloyds = config.algorithm == "lloyd" or is_small(blocks, k)
+    lloyds = is_lloyds(config.algorithm, len(blocks), blocks.dim, k)
     simple = config.init == "k-means++" and config.n_init == 1
     return lloyds and simple and _in_one_task(run, blocks, k)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from daskcurate.config import INITS, METRICS, KMeansConfig, check_choice
 from daskcurate.fast_loop import assign_two_level
-from daskcurate.fitting import fit, fit_resampled, is_small, resamples_whole
+from daskcurate.fitting import fit, fit_resampled, is_lloyds, resamples_whole
 from daskcurate.kernels.draws import derive_seed
 from daskcurate.kmeans_planning import kmeans_plan
 from daskcurate.lloyd_loop import Assigned, assign_blocks
@@ -276,7 +276,8 @@ class Clustering(Stage):
     ) -> dict[str, Any]:
         """Assign every row to the final centroids and write all arrays."""
         config = self.config
-        if config.algorithm == "two-level" and not is_small(blocks, k):
+        lloyds = is_lloyds(config.algorithm, len(blocks), blocks.dim, k)
+        if config.algorithm == "two-level" and not lloyds:
             seed = derive_seed(config.seed, "assign", k)
             assigned, sizes, recall = assign_two_level(
                 run, blocks, centroids, k, config.metric, seed, "final"

@@ -7,7 +7,7 @@ fit to runs on embeddings of texts (``benchmarks/plan_seconds.py``): nothing at 
 import math
 from typing import Any
 
-from daskcurate.fitting import fits_one_task, one_task_bytes
+from daskcurate.fitting import fits_one_task, is_lloyds, one_task_bytes
 from daskcurate.kernels.restricted import list_size
 from daskcurate.kernels.seeding import operations, trials
 from daskcurate.planning import PROCESS_BYTES, SHUFFLE_BYTES, Limits, StagePlan, tree_tasks
@@ -27,9 +27,10 @@ ROUNDS = 2.5
 def seed_memory(config: Any, n: int, d: int, k: int, block: int) -> int:
     """Return the bytes of the largest seeding task, for k seeds of n rows of width d in blocks of ``block`` items."""
     if config.init == "k-means++":
-        if config.algorithm != "lloyd" and seeds_at_once(n, d, k):
+        lloyds = is_lloyds(config.algorithm, n, d, k)
+        if not lloyds and seeds_at_once(n, d, k):
             return 3 * min(n, SAMPLE_ROWS * k) * d * 4 + 2 * BLOCKS * k * d * 8
-        if config.algorithm != "lloyd":
+        if not lloyds:
             return 3 * min(n, SEED_ROWS * k) * d * 4 // max(1, min(PARTITIONS, math.isqrt(k))) + k * d * 8
         return 3 * greedy_rows(n, d, k) * d * 4
     if config.init == "k-means||":  # five rounds of 2k candidates, made ready to score a block with
@@ -56,7 +57,7 @@ def kmeans_plan(
 ) -> StagePlan:
     """Return the plan of one k-means level over n rows of width d (``config``: a KMeansConfig)."""
     k = min(config.n_clusters, n)
-    fast = config.algorithm != "lloyd"
+    fast = not is_lloyds(config.algorithm, n, d, k)
     block_rows = min(n, chunk_rows * chunks_per_block(n, chunk_rows, d, limits.on_gpu))
     blocks = -(-n // block_rows)
     subset = min(n, config.sample_size * k)
@@ -72,7 +73,7 @@ def kmeans_plan(
     passes, whole = 2.0 + config.resamples, 0
     for rows in fits:
         _add_seeding(work, config, rows, d, k)
-        if fast:
+        if not is_lloyds(config.algorithm, rows, d, k):
             listed = PASSES * list_size(k) + 4 * math.sqrt(k)
             work["listed"] += 2 * rows * d * listed
             work["serial-assign"] += PASSES * 6 * k * d * min(k / 4, 4 * math.sqrt(k))
@@ -86,7 +87,7 @@ def kmeans_plan(
             local = fits_one_task(limits, rows, d, k, min(blocks, rows))
             passes += 1 if local else config.n_iters
             whole = max(whole, one_task_bytes(rows, d, k, min(blocks, rows)) if local else 0)
-    if config.algorithm == "two-level":
+    if config.algorithm == "two-level" and fast:
         work["listed"] += 2 * n * d * (4 * list_size(k) + 4 * math.sqrt(k)) * (1 + config.resamples)
     elif not fast:
         work["assign"] += 2 * n * k * d * (1 + config.resamples)
@@ -129,14 +130,15 @@ def kmeans_plan(
 
 def _add_seeding(work: dict[str, float], config: Any, n: int, d: int, k: int) -> None:
     """Add what seeding k clusters among n rows takes."""
+    lloyds = is_lloyds(config.algorithm, n, d, k)
     if config.init == "k-means||":
         work["assign"] += 2 * n * d * 20 * k
         work["alone-seed"] += operations(min(n, 10 * k), d, k)
-    elif config.init == "k-means++" and config.algorithm != "lloyd" and seeds_at_once(n, d, k):
+    elif config.init == "k-means++" and not lloyds and seeds_at_once(n, d, k):
         rows = min(n, SAMPLE_ROWS * k)
         work["alone-seed"] += operations(rows, d, k)
         work["assign"] += 2 * rows * d * k * UPDATES
-    elif config.init == "k-means++" and config.algorithm != "lloyd":
+    elif config.init == "k-means++" and not lloyds:
         h = max(1, round(math.sqrt(k)))
         rows, coarse = min(n, SEED_ROWS * k), min(n, COARSE_ROWS * h)
         work["alone-seed"] += operations(coarse, d, h)
