@@ -79,6 +79,10 @@ class SemanticDedup(Selection):
             within = self.within if self.within is not None and self.within.is_computed else None
             members = Members.of(clustering, within)
             pairs = take_survey(members, clustering.sizes, config.eps).pairs
+        equal = np.full(clustering.n_clusters, len(emb) / max(1, clustering.n_clusters))
+        whole = config.scope == "cluster" and fits_one_task(
+            limits, len(emb), equal, emb.dim, emb.dtype.itemsize
+        )
         return dedup_plan(
             self.title,
             n=len(emb),
@@ -91,6 +95,7 @@ class SemanticDedup(Selection):
             scope=config.scope,
             rule=config.rule,
             pairs=pairs,
+            whole=whole,
         )
 
     def at(self, eps: float) -> Selection:
@@ -157,7 +162,7 @@ class SemanticDedup(Selection):
         urls = [run.declare(name, (members.n_rows,), members.chunk_rows) for name in names]
         emb, across = self.inputs["emb"], config.scope == "global"
         figures = {"pairs": pairs_within(sizes)}
-        if not across and fits_one_task(run, members, sizes, emb.dim, emb.dtype.itemsize):
+        if not across and fits_one_task(run.limits, members.n_rows, sizes, emb.dim, emb.dtype.itemsize):
             run.note(0.1, "compare rows")
             writes = [
                 run.task_alone(

@@ -67,6 +67,7 @@ def kmeans_plan(
         "listed": 0.0,
         "seed": 0.0,
         "alone-seed": 0.0,
+        "alone-assign": 0.0,
         "serial-assign": 0.0,
         "stream": 0.0,
     }
@@ -82,9 +83,11 @@ def kmeans_plan(
             work["stream"] += 4 * rows * d * (0.3 * PASSES + 1.5 * exact)
             passes += PASSES + math.ceil(exact)
         else:
-            work["assign"] += 2 * rows * k * d * lloyd_passes(config.n_iters, rows / k)
-            work["stream"] += 4 * rows * d * 1.7 * config.n_iters
             local = fits_one_task(limits, rows, d, k, min(blocks, rows))
+            work["alone-assign" if local else "assign"] += (
+                2 * rows * k * d * lloyd_passes(config.n_iters, rows / k)
+            )
+            work["stream"] += 4 * rows * d * 1.7 * config.n_iters
             passes += 1 if local else config.n_iters
             whole = max(whole, one_task_bytes(rows, d, k, min(blocks, rows)) if local else 0)
     if config.algorithm == "two-level" and fast:
@@ -118,7 +121,12 @@ def kmeans_plan(
         stage=title,
         rows=n,
         bytes_read=int(n * d * itemsize * (1 if held else passes)),
-        flops=int(sum(work[name] for name in ("assign", "listed", "seed", "alone-seed", "serial-assign"))),
+        flops=int(
+            sum(
+                work[name]
+                for name in ("assign", "listed", "seed", "alone-seed", "alone-assign", "serial-assign")
+            )
+        ),
         tasks=int(passes * (blocks + tree_tasks(blocks) + 2)),
         peak_memory=PROCESS_BYTES + limits.threads_per_worker * tasks_memory[worst] + kept,
         disk=n * 8 + made * (d * 4 + 8),

@@ -64,16 +64,16 @@ WHOLE_OPERATIONS = 50_000_000_000
 to regroup them over the cluster would take longer."""
 
 
-def fits_one_task(run: Any, members: Members, sizes: np.ndarray, dim: int, itemsize: int) -> bool:
-    """Return whether :func:`match_in_memory` compares the rows, on the cores of one host, rather than many tasks.
+def fits_one_task(limits: Limits, n_rows: int, sizes: np.ndarray, dim: int, itemsize: int) -> bool:
+    """Return whether :func:`match_in_memory` compares the rows of a pool of ``n_rows``, rather than many tasks.
 
     The result is the same to the bit. No cluster may be so large that one thread is left with it.
     """
     work = dim * (sizes.astype(np.float64) ** 2)
     return (
-        members.n_rows * (dim * itemsize + 28) <= run.limits.small_regroup_bytes
-        and work.sum() <= WHOLE_OPERATIONS * run.limits.host_threads
-        and work.max(initial=0) * run.limits.host_threads <= max(work.sum(), WHOLE_OPERATIONS / 10)
+        n_rows * (dim * itemsize + 28) <= limits.small_regroup_bytes
+        and work.sum() <= WHOLE_OPERATIONS * limits.host_threads
+        and work.max(initial=0) * limits.host_threads <= max(work.sum(), WHOLE_OPERATIONS / 10)
     )
 
 

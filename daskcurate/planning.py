@@ -261,8 +261,9 @@ def dedup_plan(
     scope: str = "cluster",
     rule: str = "earlier",
     pairs: int | None = None,
+    whole: bool = False,
 ) -> StagePlan:
-    """Return the plan of a dedup within k clusters of equal size, or across them.
+    """Return the plan of a dedup within k clusters of equal size, or across them; ``whole``: in one task.
 
     Across clusters ``pairs`` is an estimate from the clustering; without one it is all pairs, which are
     never exceeded.
@@ -280,7 +281,8 @@ def dedup_plan(
         regroup = 3 * chunk_rows * (d * itemsize + 28) + SHUFFLE_BYTES
     rank = min(n, limits.rank_rows) * RANK_ROW_BYTES
     worst = max(compare, regroup, rank)
-    disk, tasks, flops = n * 13, 12 * chunks + 4 * parts, 2 * d * pairs
+    disk, tasks, flops = n * 13, 2 * chunks + 1 if whole else 12 * chunks + 4 * parts, 2 * d * pairs
+    streamed, rounds = (3.0, 4) if whole else (9.0, 16)
     if across:
         # rows as stored, as float32 and as sketches, of two blocks; a mask, the scores of a tile, the centroids
         worst = max(worst, 2 * min(n, part_rows) * d * (itemsize + 5) + k * d * 16 + (64 << 20))
@@ -302,7 +304,8 @@ def dedup_plan(
         else "",
         pairs=pairs,
         work={"compare": 2.0 * d * pairs, "assign": 2.0 * d * n * k if across else 0.0,
-              "stream": 9.0 * n * d * 4, "serial-stream": 2.0 * n * d * itemsize, "rounds": 16},
+              "stream": streamed * n * d * 4, "serial-stream": 0.0 if whole else 2.0 * n * d * itemsize,
+              "rounds": rounds},
         parts=max(parts, limits.n_threads),
     )  # fmt: skip
 
@@ -312,8 +315,9 @@ def selection_plan(
 ) -> StagePlan:
     """Return the plan of a stage that ranks rows within k clusters and keeps the first ones.
 
-    ``steps`` are the tasks for each chunk.
+    ``steps`` are the tasks for each chunk; where one task ranks all rows, they are fewer.
     """
+    steps = steps if n > limits.rank_rows else min(steps, 6)
     chunks = -(-n // chunk_rows)
     rank = min(n, limits.rank_rows) * RANK_ROW_BYTES
     return StagePlan(
