@@ -282,7 +282,7 @@ def dedup_plan(
     rank = min(n, limits.rank_rows) * RANK_ROW_BYTES
     worst = max(compare, regroup, rank)
     disk, tasks, flops = n * 13, 2 * chunks + 1 if whole else 12 * chunks + 4 * parts, 2 * d * pairs
-    streamed, rounds = (3.0, 4) if whole else (9.0, 16)
+    streamed, rounds = (16.0, 24) if whole else (9.0, 16)
     if across:
         # rows as stored, as float32 and as sketches, of two blocks; a mask, the scores of a tile, the centroids
         worst = max(worst, 2 * min(n, part_rows) * d * (itemsize + 5) + k * d * 16 + (64 << 20))
@@ -317,7 +317,7 @@ def selection_plan(
 
     ``steps`` are the tasks for each chunk; where one task ranks all rows, they are fewer.
     """
-    steps = steps if n > limits.rank_rows else min(steps, 6)
+    steps = steps if n > limits.rank_rows else min(steps, 8)
     chunks = -(-n // chunk_rows)
     rank = min(n, limits.rank_rows) * RANK_ROW_BYTES
     return StagePlan(
