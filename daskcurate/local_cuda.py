@@ -24,12 +24,24 @@ class NoGpuError(ValueError):
     """A GPU was asked for, and there is none that could be used."""
 
 
+def _missing() -> list[str]:
+    """Return what is needed and not installed; a module that something else has put in its place does not count."""
+
+    def found(name: str) -> bool:
+        try:
+            return importlib.util.find_spec(name) is not None
+        except ValueError:  # in sys.modules, and not from an installed package
+            return False
+
+    return [name for name in NEEDED if not found(name)]
+
+
 def gpu_names() -> list[str]:
     """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none without the extra.
 
     Asked of the driver's management library: CUDA itself would take memory of the first one for this process.
     """
-    if any(importlib.util.find_spec(name) is None for name in NEEDED):
+    if _missing():
         return []
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
@@ -104,7 +116,7 @@ class LocalCudaConfig(Config):
 
         Raises NoGpuError where there are none, or fewer than workers.
         """
-        missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+        missing = _missing()
         if missing:
             raise NoGpuError(
                 f"a GPU is asked for, but not installed: {', '.join(missing)}; "

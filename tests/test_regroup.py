@@ -143,7 +143,9 @@ def test_stages_are_the_same_through_the_shuffle(client, pool, tmp_path, monkeyp
     assert plain[2].levels[0].inertia == other[2].levels[0].inertia
 
 
-@pytest.mark.parametrize("rule", ["earlier", "greedy", "connected"])
+@pytest.mark.parametrize(
+    "rule", ["earlier", *(pytest.param(rule, marks=pytest.mark.slow) for rule in ("greedy", "connected"))]
+)
 def test_giant_clusters_are_compared_in_blocks_and_miss_no_pair(
     client, pool, tmp_path, monkeypatch, rule, shuffled
 ):

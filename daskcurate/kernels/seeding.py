@@ -141,7 +141,6 @@ class _Field:
         self.best = xp.full(m, -np.inf, dtype=np.float32)
         self.near = xp.ones(m, dtype=np.float32)
         self.pending: list[int] = []
-        self.floor = np.float32(min(8e-7, 1.2e-7 * (d + 2)))  # rounding is less in few dimensions
 
     def _load(self, x: Array, mean: Array, start: int, stop: int) -> None:
         rows = x[start:stop] if self.order is None else x[self.order[start:stop]]
@@ -183,7 +182,7 @@ class _Field:
         squares = self.squares[near]
         distance = squares - 2 * best
         # within rounding of zero is zero, so that a copy of a seed is never drawn
-        distance *= distance > self.floor * squares
+        distance *= distance > 8e-7 * squares
         self.near[near] = distance
 
     def gains(self, drawn: list[_Drawn]) -> np.ndarray:

@@ -204,3 +204,13 @@ def test_a_run_on_the_gpus_of_this_machine(tmp_path):
         found, kept = dc.compute(flat, dc.semantic_dedup(emb, flat, eps=0.3), store=tmp_path / "run.zarr")
     assert int(found.sizes.sum()) == len(x)
     assert 0 < len(kept) <= len(x)
+
+
+def test_a_module_that_only_stands_in_for_cupy_is_no_gpu(monkeypatch):
+    import sys
+    import types
+
+    module = types.ModuleType("cupy")
+    module.__spec__ = None
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    assert cuda.gpu_names() == []
