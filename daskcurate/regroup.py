@@ -79,7 +79,7 @@ def _split(frames: list[pd.DataFrame], n_partitions: int) -> list[pd.DataFrame]:
     return [frame.iloc[order[edges[i] : edges[i + 1]]] for i in range(n_partitions)]
 
 
-def _take(parts: list[pd.DataFrame], i: int) -> pd.DataFrame:
+def _take(parts: list[Any], i: int) -> Any:
     return parts[i]
 
 
@@ -133,7 +133,7 @@ def rank_in_cluster(
     """
     if sum(counts) <= run.limits.rank_rows:
         whole = run.task(ranks_of_blocks, list(labelled), name="rank", key=key)
-        return [run.task(_item, whole, i, name="ranks", key=f"{key}-{i}") for i in range(len(labelled))]
+        return [run.task(_take, whole, i, name="ranks", key=f"{key}-{i}") for i in range(len(labelled))]
     ranges = rank_ranges(run, labelled, sizes, key)
     table = run.task(_same, ranges, name="partition-map", key=key)
     nbytes = 40 * sum(counts)
@@ -160,10 +160,6 @@ def ranks_of_blocks(labelled: list[Labelled]) -> list[np.ndarray]:
     ranks = np.full(len(labels), -1, dtype=np.int64)
     ranks[inside] = ranks_by_group(labels[inside], keys[inside])
     return np.split(ranks, np.cumsum([len(item.labels) for item in labelled[:-1]]))
-
-
-def _item(items: list[Any], i: int) -> Any:
-    return items[i]
 
 
 class Ranges(NamedTuple):

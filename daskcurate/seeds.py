@@ -100,6 +100,10 @@ def greedy_seeds(rows: np.ndarray, k: int, seed: int) -> np.ndarray:
     count = greedy_rows(len(rows), rows.shape[1], k)
     if count < len(rows):
         rows = rows[drawn_positions(len(rows), count, seed)]
+    return _plusplus_of(rows, k, seed)
+
+
+def _plusplus_of(rows: np.ndarray, k: int, seed: int) -> np.ndarray:
     return rows[on_device(seeding.kmeans_plusplus)(rows, k, np.random.default_rng(seed))]
 
 
@@ -109,13 +113,13 @@ def _write_rows(blocks: list[Block], url: str) -> None:
 
 def _plusplus(blocks: list[Block], k: int, seed: int, url: str) -> None:
     rows = np.concatenate([block.rows for block in blocks])
-    write_scratch(url, rows[on_device(seeding.kmeans_plusplus)(rows, k, np.random.default_rng(seed))])
+    write_scratch(url, _plusplus_of(rows, k, seed))
 
 
 def _refined(blocks: list[Block], k: int, config: KMeansConfig, seed: int, url: str) -> None:
     """Write greedy k-means++ seeds of a sample, moved by a few updates on it."""
     rows = np.concatenate([block.rows for block in blocks])
-    seeds = rows[on_device(seeding.kmeans_plusplus)(rows, k, np.random.default_rng(seed))]
+    seeds = _plusplus_of(rows, k, seed)
     step = -(-len(rows) // BLOCKS)
     pieces = [rows[i : i + step] for i in range(0, len(rows), step)]
     found = on_device(lloyd.lloyd)(pieces, seeds, config.metric, UPDATES, step=lloyd.OVER_RELAXATION)

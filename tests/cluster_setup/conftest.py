@@ -3,27 +3,8 @@
 import subprocess
 import sys
 
-import chain
 import pytest
-from distributed import Client
-
-import daskcurate as dc
-
-
-@pytest.fixture(scope="session")
-def emb(tmp_path_factory):
-    """A pool of several chunks."""
-    folder = tmp_path_factory.mktemp("pool")
-    return chain.ingest(chain.source(folder / "rows.npy"), folder / "pool.zarr")
-
-
-@pytest.fixture(scope="session")
-def reference(cluster, emb, tmp_path_factory):
-    """The arrays of the whole chain, run on the cluster in this process."""
-    with pytest.MonkeyPatch.context() as patch, Client(cluster):
-        chain.distribute(patch.setattr)
-        found = dc.compute(chain.whole(emb), store=tmp_path_factory.mktemp("reference") / "run.zarr")
-        return chain.arrays(found)
+from chain_fixtures import emb, finished, reference, rows_file  # noqa: F401
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from pathlib import Path
 import chain
 import dask
 import pytest
+from chain_fixtures import emb, finished, reference, rows_file  # noqa: F401
 from distributed import Client, LocalCluster
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-import daskcurate as dc
 from daskcurate import runner
 
 CHILD = Path(chain.__file__)
@@ -85,32 +85,6 @@ def remote(processes):
         yield made
 
 
-@pytest.fixture(scope="session")
-def rows_file(tmp_path_factory):
-    """The rows of the pool, as a file."""
-    return chain.source(tmp_path_factory.mktemp("rows") / "rows.npy")
-
-
-@pytest.fixture(scope="session")
-def emb(rows_file):
-    """The pool."""
-    return chain.ingest(rows_file, rows_file.parent / "pool.zarr")
-
-
-@pytest.fixture(scope="session")
-def finished(cluster, emb, tmp_path_factory):
-    """The result of an uninterrupted run; not to be changed."""
-    with pytest.MonkeyPatch.context() as patch, Client(cluster):
-        chain.distribute(patch.setattr)
-        return dc.compute(chain.whole(emb), store=tmp_path_factory.mktemp("reference") / "run.zarr")
-
-
-@pytest.fixture(scope="session")
-def reference(finished):
-    """The arrays of an uninterrupted run."""
-    return chain.arrays(finished)
-
-
 @pytest.fixture
 def ran(monkeypatch):
     """The names of the stages that are run, as they start."""
@@ -132,7 +106,7 @@ def distributed_lloyd(monkeypatch):
 
 
 @pytest.fixture
-def killed(processes, rows_file):
+def killed(processes, rows_file):  # noqa: F811 - a fixture, imported above
     """Return a function that runs the chain in a process of its own, which is killed at a point."""
 
     def run(pool, store, part, point):
