@@ -21,7 +21,7 @@ import numpy as np
 
 from daskcurate.arrays import Array, device_memory, device_module, gpu_count, namespace_of, to_device, to_host
 from daskcurate.kernels.assign import Scorer
-from daskcurate.rows import Block
+from daskcurate.rows import Block, NarrowBlock
 
 SETTING = "daskcurate.device"
 """Dask setting of the workers: ``auto`` (workers that dask-cuda started compute on their GPU), ``cpu``, ``gpu``."""
@@ -102,8 +102,11 @@ def placed(value: Any) -> Any:
     """Return a value with all its arrays on the GPU."""
     if isinstance(value, np.ndarray):
         return to_device(value)
-    if isinstance(value, Block):
-        return Block(to_device(value.numbers), _resident.get(value.rows))
+    if isinstance(value, Block | NarrowBlock):
+        return value._replace(
+            **{name: placed(item) for name, item in value._asdict().items() if name != "rows"},
+            rows=_resident.get(value.rows),
+        )
     if isinstance(value, Scorer):
         return _scorer(value)
     if isinstance(value, list):

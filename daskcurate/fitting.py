@@ -1,5 +1,6 @@
 """One fit of k-means: seeding, restarts and the loop that the size and the algorithm call for."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from daskcurate.lloyd_loop import assigned_block, iterate_lloyd, table_of
 from daskcurate.planning import Limits
 from daskcurate.remembering import Table, read_centroids
 from daskcurate.resampling import resample_in_memory
-from daskcurate.rows import Block, RowBlocks
-from daskcurate.seeds import greedy_rows, greedy_seeds, seed_centroids, warn_of_sample
+from daskcurate.rows import Block, NarrowBlock, RowBlocks
+from daskcurate.seeds import greedy_rows, greedy_seeds, seed_centroids, seeds_at_once, warn_of_sample
 from daskcurate.store import write_scratch
 
 LOCAL_BYTES = 128 << 20
@@ -62,6 +63,7 @@ def fit(
     given: np.ndarray | None,
     share: tuple[float, float],
     what: str,
+    width: int = 0,
 ) -> str:
     """Run k-means from scratch on ``blocks``; return the name of the scratch array of the best centroids.
 
@@ -75,6 +77,8 @@ def fit(
         Start and length of this fit in the stage's progress, as fractions.
     what
         What the progress display says before "iteration".
+    width
+        How many leading directions the stage's rows have: kept in the checkpoint.
     """
     best, best_inertia = "", np.inf
     saved = run.checkpoint
@@ -91,26 +95,44 @@ def fit(
             "restart": restart,
             "best": best,
             "best_inertia": _json(best_inertia),
+            "width": width,
         }
         seed = derive_seed(config.seed, "kmeans", k, step, restart)
         progress = (share[0] + share[1] * restart / config.n_init, share[1] / config.n_init)
-        if resumed.get("restart") == restart and "iteration" in resumed:
-            found = _iterate(run, blocks, config, lloyds, name, state, resumed, seed, progress, what)
-        else:
+        again = resumed if resumed.get("restart") == restart and "iteration" in resumed else {}
+        start = again
+        if not again:
             run.note(progress[0], f"{what}seeding")
-            seeds = seed_centroids(run, blocks, k, config, seed, f"{name}-seeds", given, sampled=not lloyds)
-            if local:
-                found = _fit_local(run, blocks, config, seeds, name)
-            else:
-                start = {"iteration": 0, "current": seeds, "previous": None}
-                found = _iterate(run, blocks, config, lloyds, name, state, start, seed, progress, what)
+            seeds = _seeded(run, blocks, k, config, seed, f"{name}-seeds", given, not lloyds)
+            start = {"iteration": 0, "current": seeds, "previous": None}
+        if local and not again:
+            found = _fit_local(run, blocks, config, start["current"], name)
+        else:
+            found = _iterate(run, blocks, config, lloyds, name, state, start, seed, progress, what)
         if config.n_init == 1:
             return found
         inertia = _inertia(run, blocks, found, config.metric)
         if inertia < best_inertia:
             best, best_inertia = found, inertia
-        run.save(step=step, base=base, restart=restart + 1, best=best, best_inertia=_json(best_inertia))
+        run.save(**state | {"restart": restart + 1, "best": best, "best_inertia": _json(best_inertia)})
     return best
+
+
+def _seeded(
+    run: Any,
+    blocks: RowBlocks,
+    k: int,
+    config: KMeansConfig,
+    seed: int,
+    name: str,
+    given: np.ndarray | None,
+    sampled: bool,
+) -> str:
+    """Write seeds, in the leading directions where the blocks have these; return their scratch array's name."""
+    at_once = seeds_at_once(len(blocks), blocks.dim, k)
+    if blocks.narrow is not None:
+        blocks, config = blocks.narrow.blocks, replace(config, metric="l2")
+    return seed_centroids(run, blocks, k, config, seed, name, given, sampled=sampled, at_once=at_once)
 
 
 def _iterate(
@@ -201,10 +223,10 @@ def _resampled_whole(
 
 def _inertia(run: Any, blocks: RowBlocks, name: str, metric: str) -> float:
     """Return the inertia of ``blocks`` with the centroids of scratch array ``name``."""
-    table = table_of(run, name, metric)
-    parts = blocks.map(run, _block_inertia, table, blocks.name, name="kmeans-inertia", key=name)
+    table = table_of(run, name, metric, blocks.narrow)
+    parts = blocks.map_both(run, _block_inertia, table, blocks.name, name="kmeans-inertia", key=name)
     return float(np.sum(run.gather(parts, "inertia")))
 
 
-def _block_inertia(block: Block, table: Table, rows_name: str) -> float:
-    return assigned_block(block, table, rows_name).inertia
+def _block_inertia(block: Block, narrow: NarrowBlock | None, table: Table, rows_name: str) -> float:
+    return assigned_block(block, narrow, table, rows_name).inertia

@@ -15,6 +15,7 @@ from daskcurate.fitting import fit, fit_resampled, is_lloyds, resamples_whole
 from daskcurate.kernels.draws import derive_seed
 from daskcurate.kmeans_planning import kmeans_plan
 from daskcurate.lloyd_loop import Assigned, assign_blocks
+from daskcurate.narrowing import NAME, narrowed, with_directions
 from daskcurate.nodes import GivenArray, Stage, checked_embeddings
 from daskcurate.planning import Limits, StagePlan
 from daskcurate.resampling import resample
@@ -249,6 +250,11 @@ class Clustering(Stage):
         given = self.inputs["init"].values if config.init == "array" else None
         saved = run.checkpoint
         centroids = saved.get("base")
+        width = saved.get("width", 0)
+        if config.init == "k-means++" and not is_lloyds(config.algorithm, len(blocks), blocks.dim, k):
+            run.note(0, "directions")
+            blocks = with_directions(run, blocks, config.seed, saved.get("width"))
+            width = 0 if blocks.narrow is None else blocks.narrow.blocks.dim
         for step in range(int(saved.get("step", 0)), config.resamples + 1):
             what = f"resampling {step}/{config.resamples}: " if step else ""
             share = (step / (config.resamples + 1), 0.95 / (config.resamples + 1))
@@ -258,14 +264,16 @@ class Clustering(Stage):
                 name, count = fit_resampled(run, blocks, k, config, step, centroids)
             elif step:
                 subset = resample(run, blocks, centroids, k, config, step)
+                if width and not is_lloyds(config.algorithm, len(subset), subset.dim, k):
+                    subset = narrowed(run, subset, run.scratch(NAME), width)
                 name, count = "", len(subset)
             else:
                 name, count = "", len(blocks)
             if count < k:
                 run.warn(f"{self.title}: a resampled subset has {count} rows for {k} clusters; skipped")
                 continue
-            centroids = name or fit(run, subset, k, config, step, centroids, given, share, what)
-            run.save(step=step + 1, base=centroids)
+            centroids = name or fit(run, subset, k, config, step, centroids, given, share, what, width)
+            run.save(step=step + 1, base=centroids, width=width)
         run.note(0.95, "assign")
         if config.n_splits > 1:
             return split_clusters(run, blocks, centroids, k, config, source, centroid_chunk(source.dim))

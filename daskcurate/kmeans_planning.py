@@ -13,7 +13,7 @@ from daskcurate.kernels.seeding import operations, trials
 from daskcurate.planning import PROCESS_BYTES, SHUFFLE_BYTES, Limits, StagePlan, tree_tasks
 from daskcurate.remembering import LIMIT_BYTES, PARTIAL_SHARE
 from daskcurate.rows import BLOCKS, chunks_per_block
-from daskcurate.seeds import SAMPLE_ROWS, greedy_rows, seeds_at_once
+from daskcurate.seeds import SAMPLE_ROWS, SAMPLE_UPDATES, greedy_rows, seeds_at_once
 from daskcurate.two_level import COARSE_ROWS, PARTITIONS, SEED_ROWS, UPDATES
 
 PASSES = 9
@@ -145,7 +145,7 @@ def _add_seeding(work: dict[str, float], config: Any, n: int, d: int, k: int) ->
     elif config.init == "k-means++" and not lloyds and seeds_at_once(n, d, k):
         rows = min(n, SAMPLE_ROWS * k)
         work["alone-seed"] += operations(rows, d, k)
-        work["assign"] += 2 * rows * d * k * UPDATES
+        work["assign"] += 2 * rows * d * k * SAMPLE_UPDATES
     elif config.init == "k-means++" and not lloyds:
         h = max(1, round(math.sqrt(k)))
         rows, coarse = min(n, SEED_ROWS * k), min(n, COARSE_ROWS * h)

@@ -20,7 +20,7 @@ from daskcurate.device import on_device
 from daskcurate.kernels import lloyd
 from daskcurate.kernels.assign import Scorer, own_distances
 from daskcurate.remembering import Table, assign_block, read_centroids, step_block
-from daskcurate.rows import Block, RowBlocks, add, tree
+from daskcurate.rows import Block, Narrow, NarrowBlock, RowBlocks, add, tree
 from daskcurate.store import write_scratch
 
 
@@ -42,9 +42,9 @@ class Update(NamedTuple):
     same: bool
 
 
-def table_of(run: Any, name: str, metric: str) -> Table:
+def table_of(run: Any, name: str, metric: str, narrow: Narrow | None = None) -> Table:
     """Return the centroids of scratch array ``name``, for tasks: each worker reads them once."""
-    return Table(run.scratch(name), metric, run.token)
+    return Table(run.scratch(name), metric, run.token, None if narrow is None else narrow.directions)
 
 
 def iterate_lloyd(
@@ -111,17 +111,24 @@ class UpdateUnderWay(NamedTuple):
         return reseeded, update._replace(same=update.same and not moved)
 
 
-def start_update(run: Any, blocks: RowBlocks, metric: str, current: str, key: str) -> UpdateUnderWay:
-    """Start one Lloyd update of the centroids ``current`` over all blocks; they go to scratch array ``key``."""
-    table = table_of(run, current, metric)
-    partials = blocks.map(run, _step, table, blocks.name, name="kmeans-step", key=key)
+def start_update(
+    run: Any, blocks: RowBlocks, metric: str, current: str, key: str, dtype: Any = np.float64
+) -> UpdateUnderWay:
+    """Start one Lloyd update of the centroids ``current`` over all blocks; they go to scratch array ``key``.
+
+    ``dtype`` is what the rows of a block are added up in.
+    """
+    table = table_of(run, current, metric, blocks.narrow)
+    partials = blocks.map_both(run, _step, table, blocks.name, dtype, name="kmeans-step", key=key)
     total = tree(run, lloyd.combine, partials, name="kmeans-combine", key=key)
     last = run.task(_finalize, total, table, run.scratch(key), name="kmeans-update", key=key)
     return UpdateUnderWay(run, blocks, metric, current, key, run.start([last]))
 
 
-def _step(block: Block, table: Table, rows_name: str) -> lloyd.Partial:
-    return step_block(block, table.scorer(), rows_name)
+def _step(
+    block: Block, narrow: NarrowBlock | None, table: Table, rows_name: str, dtype: Any
+) -> lloyd.Partial:
+    return step_block(block, table.scorer(), rows_name, narrow, dtype)
 
 
 def _finalize(total: lloyd.Partial, table: Table, url: str) -> Update:
@@ -174,10 +181,10 @@ def _move(source: str, target: str, empty: np.ndarray, far: lloyd.Farthest) -> i
 
 
 @on_device
-def assigned_block(block: Block, table: Table, rows_name: str) -> Assigned:
+def assigned_block(block: Block, narrow: NarrowBlock | None, table: Table, rows_name: str) -> Assigned:
     """Assign the rows of a block to their nearest centroids."""
     scorer = table.scorer()
-    return assigned_rows(block, assign_block(block, scorer, rows_name).labels, scorer)
+    return assigned_rows(block, assign_block(block, scorer, rows_name, narrow).labels, scorer)
 
 
 def assigned_rows(block: Block, labels: np.ndarray, scorer: Scorer) -> Assigned:
@@ -213,9 +220,9 @@ def assign_blocks(
     """
     for turn in range(RESEED_ROUNDS):
         tag = f"{key}-{turn}"
-        table = table_of(run, centroids, metric)
+        table = table_of(run, centroids, metric, blocks.narrow)
         assigned = run.persist(
-            blocks.map(run, assigned_block, table, blocks.name, name="kmeans-assign", key=tag), "assign"
+            blocks.map_both(run, assigned_block, table, blocks.name, name="kmeans-assign", key=tag), "assign"
         )
         sizes = count_sizes(run, assigned, k, tag)
         empty = np.flatnonzero(sizes == 0)

@@ -15,6 +15,7 @@ from daskcurate.arrays import Array, namespace_of
 from daskcurate.device import at_hand, on_device
 from daskcurate.kernels.assign import Assignment, Scorer, assign
 from daskcurate.kernels.bounded import reassign
+from daskcurate.kernels.leading import Directions, Leading
 from daskcurate.kernels.lloyd import Last, Partial, moves_of, step_chunk
 from daskcurate.store import read_block
 
@@ -40,6 +41,8 @@ class Table:
     metric: str
     token: str
     """Tells them from those that another run wrote to the same place."""
+    directions: str | None = None
+    """Where the leading directions of the rows lie, if they are to be compared first."""
 
     def scorer(self) -> Scorer:
         """Return their scorer, on the device where this is called: read and made ready once in a worker process."""
@@ -47,13 +50,20 @@ class Table:
             found = _scorers.get(self)
             if found is None:
                 _scorers.clear()  # one at a time: those of a finished pass are not needed any more
-                found = _scorers[self] = Scorer(read_centroids(self.url), self.metric)
+                directions = None if self.directions is None else read_directions(self.directions)
+                found = Scorer(read_centroids(self.url), self.metric, directions=directions)
+                _scorers[self] = found
         return at_hand(found)
 
 
 def read_centroids(url: str) -> np.ndarray:
     """Read all centroids of a scratch array."""
     return read_block(url, 0, 2**62)
+
+
+def read_directions(url: str) -> Directions:
+    """Read the leading directions of a scratch array."""
+    return Directions.of_table(read_block(url, 0, 2**62))
 
 
 class _Entry(NamedTuple):
@@ -64,7 +74,7 @@ class _Entry(NamedTuple):
 
 
 @on_device
-def assign_block(block: Any, scorer: Scorer, rows_name: str) -> Assignment:
+def assign_block(block: Any, scorer: Scorer, rows_name: str, narrow: Any = None) -> Assignment:
     """Return the nearest centroids of a block's rows.
 
     Parameters
@@ -73,28 +83,40 @@ def assign_block(block: Any, scorer: Scorer, rows_name: str) -> Assignment:
         A :class:`daskcurate.rows.Block`.
     rows_name
         What the block was cut from: with its first row number it names the block.
+    narrow
+        The :class:`daskcurate.rows.NarrowBlock` of the same rows, where the scorer has directions.
     """
     before = _recall(block, scorer, rows_name)
     if before is None:
-        found = assign(block.rows, scorer)
+        found = assign(block.rows, scorer, _leading(narrow))
     else:
-        found = reassign(block.rows, scorer, before.assignment, moves_of(before.centroids, scorer.centroids))
+        moves = moves_of(before.centroids, scorer.centroids)
+        found = reassign(block.rows, scorer, before.assignment, moves, _leading(narrow))
     _keep(block, scorer, rows_name, found, None)
     return found
 
 
 @on_device
-def step_block(block: Any, scorer: Scorer, rows_name: str) -> Partial:
-    """Return what a block's rows contribute to the update of the centroids; arguments as above."""
+def step_block(
+    block: Any, scorer: Scorer, rows_name: str, narrow: Any = None, dtype: Any = np.float64
+) -> Partial:
+    """Return what a block's rows contribute to the update of the centroids; arguments as above.
+
+    ``dtype`` is what rows are added up in, see :func:`daskcurate.kernels.lloyd.segment_sums`.
+    """
     before = _recall(block, scorer, rows_name)
     last = moves = None
     if before is not None:
         last = Last(before.assignment, before.partial)
         moves = moves_of(before.centroids, scorer.centroids)
-    found = step_chunk(block.rows, scorer, last, moves)
+    found = step_chunk(block.rows, scorer, last, moves, dtype, _leading(narrow))
     _keep(block, scorer, rows_name, found.assignment, found.partial)
     assert found.partial is not None
     return found.partial
+
+
+def _leading(narrow: Any) -> Leading | None:
+    return None if narrow is None else narrow.leading
 
 
 def _recall(block: Any, scorer: Scorer, rows_name: str) -> _Entry | None:

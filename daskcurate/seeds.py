@@ -11,7 +11,7 @@ from daskcurate.kernels.assign import nearest, unit_rows
 from daskcurate.kernels.draws import derive_seed, row_uniform
 from daskcurate.rows import BLOCKS, Block, RowBlocks, add, drawn_positions, drawn_rows, tree
 from daskcurate.store import read_block, write_scratch
-from daskcurate.two_level import UPDATES, seed_two_level
+from daskcurate.two_level import seed_two_level
 
 WHOLE_BYTES = 128 << 20
 """Rows (float32) that one seeding task takes; greedy k-means++ on more uses a uniform sample of this size."""
@@ -19,6 +19,8 @@ QUICK_OPERATIONS = 200_000_000_000
 """Distances (operations) of greedy k-means++ that are no reason to look at fewer rows: some seconds."""
 SAMPLE_ROWS = 32
 """Rows for each seed in a sample that is taken because more would be slow."""
+SAMPLE_UPDATES = 2
+"""Updates on such a sample; more of them cost as much as the restricted passes over all rows that they save."""
 ROWS_PER_SEED = 4
 """A sample for k-means++ has at least this many rows for each seed."""
 
@@ -44,6 +46,7 @@ def seed_centroids(
     given: np.ndarray | None,
     *,
     sampled: bool = False,
+    at_once: bool = True,
 ) -> str:
     """Write k seeds to scratch array ``name`` and return the name.
 
@@ -52,8 +55,9 @@ def seed_centroids(
     given
         (k', d) centroids for ``init="array"``; the first k are used.
     sampled
-        Whether ``k-means++`` runs on a sample only, in two levels where that is large (coarse clusters, then
-        seeds within each), and moves the seeds by a few updates on it.
+        Whether ``k-means++`` runs on a sample only, and moves the seeds by a few updates on it.
+    at_once
+        Whether one task does so; else the sample is seeded in two levels (coarse clusters, then seeds within each).
     """
     url = run.scratch(name)
     if config.init == "array":
@@ -64,7 +68,7 @@ def seed_centroids(
         run.gather([run.task(_write_rows, picked, url, name="seed-random", key=name)], "seed")
     elif config.init == "k-means||":
         _scalable(run, blocks, k, seed, url, name)
-    elif sampled and not seeds_at_once(len(blocks), blocks.dim, k):
+    elif sampled and not at_once:
         seed_two_level(run, blocks, k, config, seed, name)
     elif sampled:
         count = min(len(blocks), SAMPLE_ROWS * k)
@@ -122,7 +126,7 @@ def _refined(blocks: list[Block], k: int, config: KMeansConfig, seed: int, url: 
     seeds = _plusplus_of(rows, k, seed)
     step = -(-len(rows) // BLOCKS)
     pieces = [rows[i : i + step] for i in range(0, len(rows), step)]
-    found = on_device(lloyd.lloyd)(pieces, seeds, config.metric, UPDATES, step=lloyd.OVER_RELAXATION)
+    found = on_device(lloyd.lloyd)(pieces, seeds, config.metric, SAMPLE_UPDATES, step=lloyd.OVER_RELAXATION)
     write_scratch(url, found.centroids)
 
 

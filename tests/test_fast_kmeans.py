@@ -1,12 +1,17 @@
 """The algorithms ``fast`` and ``two-level``: quality, exact labels, recall, resumption, and refusals."""
 
+import sys
+
 import numpy as np
 import pytest
 from oracles import blobs, check_result
 
 import daskcurate as dc
-from daskcurate import fitting
+from daskcurate import fast_loop, fitting, narrowing
 from daskcurate.runner import StageRun
+
+KMEANS = sys.modules["daskcurate.kmeans"]
+"""The module: ``dc.kmeans`` is the function."""
 
 
 @pytest.fixture(autouse=True)
@@ -49,27 +54,89 @@ def test_two_level_says_how_many_labels_are_exact(client, pool, tmp_path):
     assert reopened.recall == found.recall
 
 
-@pytest.mark.parametrize(("algorithm", "stop_after"), [("fast", 1), ("fast", 3), ("two-level", 2)])
+def with_leading_directions(seed, n=3000, d=128):
+    """Rows whose spread falls from direction to direction, as that of embeddings does."""
+    return texts_like(seed, n=n, d=d, centres=150) * np.exp(-0.06 * np.arange(d, dtype=np.float32))
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_rows_are_looked_at_in_their_leading_directions(client, pool, tmp_path, monkeypatch, metric):
+    widths = []
+    monkeypatch.setattr(
+        KMEANS,
+        "with_directions",
+        lambda *args: widths.append((found := narrowing.with_directions(*args)).narrow.blocks.dim) or found,
+    )
+    x = with_leading_directions(3)
+    emb = pool(x, chunk_rows=400)
+    node = dc.kmeans(emb, 120, metric=metric, algorithm="fast")
+    found = dc.compute(node, store=tmp_path / "run.zarr")
+    assert len(widths) == 1
+    assert 0 < widths[0] <= 0.6 * 128
+    check_result(x, found, metric)
+    assert (found.sizes > 0).all()
+    # the same where the rows in them are made anew for every pass, and where the rows are read for every pass
+    for kept in (lambda run, nbytes: nbytes <= x.nbytes, lambda run, nbytes: False):
+        monkeypatch.setattr("daskcurate.narrowing.fits_workers", kept)
+        monkeypatch.setattr("daskcurate.rows.fits_workers", kept)
+        again = dc.compute(node, store=tmp_path / f"run-{len(widths)}.zarr")
+        for name in ("centroids", "labels", "distances", "sizes"):
+            np.testing.assert_array_equal(np.asarray(getattr(found, name)), np.asarray(getattr(again, name)))
+    assert len(widths) == 3
+    # and as good as without
+    monkeypatch.setattr(KMEANS, "with_directions", lambda run, blocks, *_: blocks)
+    without = dc.compute(node, store=tmp_path / "without.zarr")
+    assert found.inertia < 1.03 * without.inertia
+
+
+def test_resampled_rows_are_looked_at_in_the_pool_s_directions(client, pool, tmp_path, monkeypatch):
+    seen, plain = [], narrowing.narrowed
+    monkeypatch.setattr(KMEANS, "narrowed", lambda *args: seen.append(args[-1]) or plain(*args))
+    x = with_leading_directions(4)
+    tree = dc.hierarchical_kmeans(
+        pool(x, chunk_rows=400), [150, 20], sample_sizes=[8, 2], n_resamples=2, algorithm="fast", n_iters=3
+    )
+    found = dc.compute(tree, store=tmp_path / "run.zarr")
+    check_result(x, found.levels[0], "l2")
+    assert len(seen) >= 2
+    assert len(set(seen)) == 1
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "rows", "is_last"),
+    [
+        ("fast", texts_like, lambda saved: saved["iteration"] == 1),
+        ("fast", texts_like, lambda saved: saved["iteration"] == 3),
+        ("two-level", texts_like, lambda saved: saved["iteration"] == 2),
+        ("fast", with_leading_directions, lambda saved: saved["in_narrow"] and saved["iteration"] == 2),
+        ("fast", with_leading_directions, lambda saved: not saved["in_narrow"] and saved["passes_left"]),
+        ("fast", with_leading_directions, lambda saved: not (saved["in_narrow"] or saved["passes_left"])),
+        ("fast", with_leading_directions, lambda saved: saved.get("exact") == 1),
+        ("two-level", with_leading_directions, lambda saved: not saved["in_narrow"]),
+    ],
+    ids=["1", "3", "two-level", "in directions", "widened", "wide", "exact", "two-level widened"],
+)
 def test_an_interrupted_run_ends_with_the_same_bits(
-    client, pool, tmp_path, monkeypatch, algorithm, stop_after
+    client, pool, tmp_path, monkeypatch, algorithm, rows, is_last
 ):
-    emb = pool(texts_like(2, n=3000), chunk_rows=400)
-    node = dc.kmeans(emb, 200, algorithm=algorithm, n_iters=6, seed=7)
+    emb = pool(rows(2, n=3000), chunk_rows=400)
+    node = dc.kmeans(emb, 200, algorithm=algorithm, n_iters=12, seed=7)
+    passes, run_pass, plain = [], fast_loop._restricted, StageRun.save
+    monkeypatch.setattr(fast_loop, "_restricted", lambda *args: passes.append(1) or run_pass(*args))
     whole = dc.compute(node, store=tmp_path / "whole.zarr")
-    saves = []
-    plain = StageRun.save
+    whole_passes = len(passes)
 
     def save(self, **checkpoint):
         plain(self, **checkpoint)
-        saves.append(checkpoint)
-        if len(saves) == stop_after:
+        if is_last(checkpoint):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(StageRun, "save", save)
     with pytest.raises(KeyboardInterrupt):
         dc.compute(node, store=tmp_path / "run.zarr")
+    monkeypatch.setattr(StageRun, "save", plain)
     resumed = dc.compute(node, store=tmp_path / "run.zarr")
-    assert len(saves) > stop_after
+    assert len(passes) - whole_passes == whole_passes  # none was run twice
     for name in ("centroids", "labels", "distances", "sizes"):
         np.testing.assert_array_equal(np.asarray(getattr(whole, name)), np.asarray(getattr(resumed, name)))
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from daskcurate.arrays import Array, device_memory, namespace_of, row_dots, row_squares
+from daskcurate.kernels.leading import Directions, Leading, LeadingTable
 from daskcurate.kernels.products import Coarse, Product, Rounded, choose, top_two
 
 SCORE_TILE = 1 << 19
@@ -102,7 +103,13 @@ class Scorer:
     distance from the origin. The -|c|^2 / 2 rides along as one more column of the product.
     """
 
-    def __init__(self, centroids: Array, metric: str, product: Product | str | None = "choose"):
+    def __init__(
+        self,
+        centroids: Array,
+        metric: str,
+        product: Product | str | None = "choose",
+        directions: Directions | None = None,
+    ):
         xp = namespace_of(centroids)
         self.xp, self.metric, self.centroids = xp, metric, centroids
         k, d = centroids.shape
@@ -123,6 +130,18 @@ class Scorer:
         self._longest, self._largest = np.float32(longest), np.float32(float(halves.max()) if k else 0.0)
         self._width, self._product = d, product
         self._coarse: Coarse | None = None
+        self._directions = directions
+        self._leading: LeadingTable | None = None
+
+    @property
+    def leading(self) -> LeadingTable | None:
+        """The centroids in the leading directions of the rows; None where these are not to be looked at first."""
+        fits = 1 < self.table.shape[0] <= COLUMNS
+        if self._directions is None or not self.skips or not fits:
+            return None
+        if self._leading is None:
+            self._leading = LeadingTable(self.centroids, self._directions)
+        return self._leading
 
     @property
     def product(self) -> Product | None:
@@ -152,11 +171,14 @@ class Scorer:
 
     def __getstate__(self) -> dict[str, Any]:
         # each process rounds the centroids itself: that is less work than to send them
-        return self.__dict__ | {"_coarse": None}
+        return self.__dict__ | {"_coarse": None, "_leading": None}
 
     def on(self, move: Any) -> "Scorer":
         """Return this scorer with its centroids where ``move`` (an array to an array) puts them."""
-        return Scorer(move(self.centroids), self.metric, self._product)
+        directions = self._directions
+        if directions is not None:
+            directions = directions._replace(shift=move(directions.shift), basis=move(directions.basis))
+        return Scorer(move(self.centroids), self.metric, self._product, directions)
 
     def tile(self, x: Array) -> Tile:
         """Return the rows ``x`` (m, d) made ready."""
@@ -331,19 +353,77 @@ def nearest(x: Array, centroids: Array, metric: str) -> Array:
     return assign(x, Scorer(centroids, metric)).labels
 
 
-def assign(x: Array, scorer: Scorer) -> Assignment:
-    """Return the nearest centroid of each row, with bounds for the next pass."""
+def assign(x: Array, scorer: Scorer, leading: Leading | None = None) -> Assignment:
+    """Return the nearest centroid of each row, with bounds for the next pass.
+
+    Parameters
+    ----------
+    leading
+        The same rows in the scorer's leading directions: labels are the same, for less work.
+    """
     xp, m = scorer.xp, x.shape[0]
     labels, second = xp.empty(m, dtype=np.int32), xp.empty(m, dtype=np.float32)
     step = tile_rows(scorer.table.shape[0], xp)
+    narrow = None if leading is None else scorer.leading
     for start in range(0, m, step):
-        rows = x[start : start + step]
-        tile = scorer.tile(rows)
-        found = scorer.decide(rows, tile)
-        labels[start : start + step] = found.labels
+        part = slice(start, start + step)
+        tile = scorer.tile(x[part])
+        if leading is not None and narrow is not None:
+            labels[part], second[part] = _assign_narrow(x[part], scorer, tile, narrow, leading.of(part))
+            continue
+        found = scorer.decide(x[part], tile)
+        labels[part] = found.labels
         above = found.second if found.error is tile.error else found.second + found.error
-        second[start : start + step] = scorer.lower(tile, above)
+        second[part] = scorer.lower(tile, above)
     return Assignment(labels, second)
+
+
+def _assign_narrow(
+    x: Array, scorer: Scorer, tile: Tile, narrow: LeadingTable, lead: Leading
+) -> tuple[Array, Array]:
+    """Return labels and bounds as :func:`assign` does, comparing rows in full with near centroids only.
+
+    Upper bounds of all scores come from the leading directions. The centroid with the highest is measured in
+    full, and then all others whose bound reaches its score.
+    """
+    xp, m = scorer.xp, x.shape[0]
+    above = narrow.bounds(lead)
+    every, labels = xp.arange(m), above.argmax(axis=1)
+    score = row_dots(tile.rows, scorer.table[labels])
+    above[every, labels] = -np.inf
+    # a centroid may be as near as that one if its bound is no lower than floor, which must not be rounded up
+    reach = scorer.upper(tile, score).astype(np.float64)
+    floor = (lead.squares - reach * reach) / 2 - 2 * narrow.error(lead)
+    floor = (floor - abs(floor) * 1e-6).astype(np.float32)
+    other = above.max(axis=1)
+    open_rows = xp.nonzero(other >= floor)[0]
+    if not len(open_rows):
+        return labels, narrow.lower(lead, other)
+    # the candidates of the open rows are measured in full; the bounds that are left hold for all others
+    rest, count = above[open_rows], len(open_rows)
+    row, column = xp.divmod(xp.flatnonzero(rest >= floor[open_rows, None]), above.shape[1])
+    rest[row, column] = -np.inf
+    other[open_rows] = rest.max(axis=1)
+    second = narrow.lower(lead, other)
+    found = xp.empty(len(row), np.float32)
+    for start in range(0, len(row), PAIRS // 8):
+        some = slice(start, start + PAIRS // 8)
+        found[some] = row_dots(tile.rows[open_rows[row[some]]], scorer.table[column[some]])
+    row, column = xp.concatenate([row, xp.arange(count)]), xp.concatenate([column, labels[open_rows]])
+    found = xp.concatenate([found, score[open_rows]])
+    order = xp.lexsort(xp.stack([-found, row.astype(np.float32)]))  # row numbers of a tile fit float32
+    row, column, found = row[order], column[order], found[order]
+    first = xp.searchsorted(row, xp.arange(count))
+    runner_up = xp.minimum(first + 1, len(row) - 1)
+    has = (runner_up > first) & (row[runner_up] == xp.arange(count))
+    top, next_best = found[first], xp.where(has, found[runner_up], np.float32(-np.inf))
+    labels[open_rows] = column[first]
+    part = tile.of(open_rows)
+    second[open_rows] = xp.minimum(second[open_rows], scorer.lower(part, next_best))
+    unclear = xp.nonzero(~(next_best < top - 2 * part.error))[0]
+    if len(unclear):
+        labels[open_rows[unclear]] = scorer.settle(x[open_rows[unclear]], part.of(unclear), top[unclear])
+    return labels, second
 
 
 def own_distances(x: Array, centroids: Array, labels: Array, metric: str) -> Array:

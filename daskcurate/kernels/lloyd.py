@@ -15,6 +15,7 @@ import scipy.sparse as sparse
 from daskcurate.arrays import Array, launch, namespace_of, row_dots, to_host
 from daskcurate.kernels.assign import Assignment, Scorer, assign, own_distances
 from daskcurate.kernels.bounded import reassign
+from daskcurate.kernels.leading import Leading
 from daskcurate.kernels.threads import spread
 
 OVER_RELAXATION = 1.7
@@ -107,7 +108,14 @@ def _device_sums(x: Array, order: Array, counts: Array) -> Array:
     return sums
 
 
-def step_chunk(x: Array, scorer: Scorer, last: Last | None = None, moves: Array | None = None) -> Last:
+def step_chunk(
+    x: Array,
+    scorer: Scorer,
+    last: Last | None = None,
+    moves: Array | None = None,
+    dtype: Any = np.float64,
+    leading: Leading | None = None,
+) -> Last:
     """Return what the rows ``x`` (m, d) contribute to the update of the scorer's centroids.
 
     Parameters
@@ -117,17 +125,21 @@ def step_chunk(x: Array, scorer: Scorer, last: Last | None = None, moves: Array 
         result is the same to the bit.
     moves
         (k,) float64: how far each centroid has moved since.
+    dtype
+        What the rows of a cluster are added up in, as for :func:`segment_sums`; that of the last pass too.
+    leading
+        The rows in the scorer's leading directions, as for :func:`daskcurate.kernels.assign.assign`.
     """
     k = scorer.centroids.shape[0]
     if last is None or moves is None:
-        assignment = assign(x, scorer)
-        sums, counts = segment_sums(x, assignment.labels, k)
+        assignment = assign(x, scorer, leading)
+        sums, counts = segment_sums(x, assignment.labels, k, dtype=dtype)
         return Last(assignment, Partial(sums, counts, sum_of_squares(x)))
-    assignment = reassign(x, scorer, last.assignment, moves)
+    assignment = reassign(x, scorer, last.assignment, moves, leading)
     if last.partial is None:
-        sums, counts = segment_sums(x, assignment.labels, k)
+        sums, counts = segment_sums(x, assignment.labels, k, dtype=dtype)
         return Last(assignment, Partial(sums, counts, sum_of_squares(x)))
-    sums, counts = segment_sums(x, assignment.labels, k, (last.assignment.labels, last.partial))
+    sums, counts = segment_sums(x, assignment.labels, k, (last.assignment.labels, last.partial), dtype)
     return Last(assignment, Partial(sums, counts, last.partial.squares))
 
 

@@ -85,7 +85,7 @@ def test_bounds_do_skip_work(monkeypatch):
     x = make(rng, 4000, 8, "l2")
     seen = []
     plain = assign.assign
-    monkeypatch.setattr(bounded, "assign", lambda rows, scorer: seen.append(len(rows)) or plain(rows, scorer))
+    monkeypatch.setattr(bounded, "assign", lambda rows, *more: seen.append(len(rows)) or plain(rows, *more))
     centroids = x[:400]
     scorer = assign.Scorer(centroids, "l2")
     before = plain(x, scorer)

@@ -1,0 +1,62 @@
+"""The rows of a pool in their leading directions: found, and kept on the workers where there is room."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from daskcurate.arrays import Array
+from daskcurate.device import on_device
+from daskcurate.kernels.draws import derive_seed
+from daskcurate.kernels.leading import SAMPLE_ROWS, Directions, Leading, leading_directions, project
+from daskcurate.rows import Block, Narrow, NarrowBlock, RowBlocks, drawn_rows, fits_workers
+from daskcurate.store import read_block, write_scratch
+
+NAME = "directions"
+"""Scratch array of a stage's directions."""
+
+
+def with_directions(run: Any, blocks: RowBlocks, seed: int, width: int | None) -> RowBlocks:
+    """Return the blocks with their rows in the leading directions, or as they are where that would not pay.
+
+    Parameters
+    ----------
+    width
+        How many directions an interrupted run found, which are read again; None: they are to be found.
+    """
+    if width is None:
+        count = min(len(blocks), SAMPLE_ROWS * blocks.dim)
+        sample = drawn_rows(run, blocks, count, derive_seed(seed, "directions"), NAME)
+        found = run.task(_find, sample, run.scratch(NAME), name="kmeans-directions")
+        width = run.gather([found], "directions")[0]
+    return narrowed(run, blocks, run.scratch(NAME), width) if width else blocks
+
+
+def narrowed(run: Any, blocks: RowBlocks, directions: str, width: int) -> RowBlocks:
+    """Return the blocks with their rows in the ``directions`` (a URL), of which there are ``width``."""
+    lazy = blocks.map(run, _narrow, directions, name="kmeans-narrow", key=blocks.name)
+    rows = RowBlocks(lazy, blocks.counts, width, f"{blocks.name}-narrow")
+    held = blocks.nbytes if fits_workers(run, blocks.nbytes) else 0
+    if fits_workers(run, held + rows.nbytes):
+        rows = dataclasses.replace(rows, blocks=run.persist(lazy, "directions"))
+    return dataclasses.replace(blocks, narrow=Narrow(rows, directions))
+
+
+def _find(sample: list[Block], url: str) -> int:
+    found = _directions_of(np.concatenate([block.rows for block in sample]))
+    write_scratch(url, found)
+    return len(found) - 1
+
+
+@on_device
+def _directions_of(rows: Array) -> Array:
+    return leading_directions(rows)
+
+
+def _narrow(block: Block, url: str) -> NarrowBlock:
+    return NarrowBlock(block.numbers, *_projected(block.rows, read_block(url, 0, 2**62)))
+
+
+@on_device
+def _projected(rows: Array, directions: Array) -> Leading:
+    return project(rows, Directions.of_table(directions))

@@ -1,0 +1,158 @@
+"""The leading directions: what they hold, and that looking at them first changes no label."""
+
+import numpy as np
+import pytest
+
+from daskcurate.arrays import to_host
+from daskcurate.kernels import assign, bounded, leading, lloyd
+
+
+def rows_like_embeddings(seed, m, d=160, centres=60, decay=0.05, offset=0.0):
+    """Rows around centres, with a spread that falls from direction to direction, turned at random."""
+    rng = np.random.default_rng(seed)
+    spread = np.exp(-decay * np.arange(d))
+    turn = np.linalg.qr(np.random.default_rng(7).standard_normal((d, d)))[0]
+    near = rng.standard_normal((centres, d)) * 2
+    rows = (near[rng.integers(0, centres, m)] + rng.standard_normal((m, d))) * spread
+    return (rows @ turn + offset).astype(np.float32)
+
+
+def directions_of(x, xp=np):
+    found = leading.leading_directions(xp.asarray(x))
+    assert found.shape[0] > 1
+    return leading.Directions.of_table(found)
+
+
+def oracle(x, centroids, metric):
+    x, centroids = x.astype(np.float64), centroids.astype(np.float64)
+    squares = (x * x).sum(axis=1)[:, None] - 2 * x @ centroids.T + (centroids * centroids).sum(axis=1)
+    labels = (x @ centroids.T).argmax(axis=1) if metric == "cosine" else squares.argmin(axis=1)
+    squares[np.arange(len(x)), labels] = np.inf
+    return labels, np.sqrt(np.maximum(squares, 0)).min(axis=1)
+
+
+def prepared(x, metric):
+    return assign.unit_rows(x) if metric == "cosine" else x
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+@pytest.mark.parametrize(
+    ("m", "k", "offset"), [(900, 150, 0.0), (1500, 40, 5.0), (700, 2, 0.0), (641, 640, 0.0)]
+)
+def test_labels_are_the_oracle_s_and_bounds_hold(xp, metric, m, k, offset):
+    x = prepared(rows_like_embeddings(k, m, offset=offset), metric)
+    centroids = prepared(rows_like_embeddings(k + 1, k, offset=offset), metric)
+    found = directions_of(x, xp)
+    scorer = assign.Scorer(xp.asarray(centroids), metric, None, found)
+    labels, second = map(to_host, assign.assign(xp.asarray(x), scorer, leading.project(xp.asarray(x), found)))
+    wanted, others = oracle(x, centroids, metric)
+    np.testing.assert_array_equal(labels, wanted)
+    assert (second <= others * (1 + 1e-6) + 1e-6).all()
+    assert (second > 0).mean() > 0.9  # bounds that would skip nothing would hold as well
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_ties_go_to_the_first_and_copies_to_the_same(metric):
+    x = prepared(rows_like_embeddings(0, 800), metric)
+    x = x[np.random.default_rng(0).integers(0, 200, 800)]
+    centroids = np.concatenate([x[:60], x[:60][::-1], x[100:130]])  # each centroid twice, or a row itself
+    found = directions_of(prepared(rows_like_embeddings(1, 900), metric))
+    scorer = assign.Scorer(centroids, metric, directions=found)
+    assert scorer.leading is not None
+    labels = assign.assign(x, scorer, leading.project(x, found)).labels
+    np.testing.assert_array_equal(labels, assign.assign(x, assign.Scorer(centroids, metric)).labels)
+    for row in np.unique(x, axis=0):
+        assert len(set(labels[(x == row).all(axis=1)].tolist())) == 1
+
+
+def test_directions_of_other_rows_change_no_label():
+    x = rows_like_embeddings(2, 700)
+    rng = np.random.default_rng(5)
+    wrong = leading.Directions.of_table(
+        np.concatenate(
+            [rng.standard_normal((1, 160)), np.linalg.qr(rng.standard_normal((160, 32)))[0].T]
+        ).astype(np.float32)
+    )
+    centroids = rows_like_embeddings(3, 90)
+    labels = assign.assign(
+        x, assign.Scorer(centroids, "l2", directions=wrong), leading.project(x, wrong)
+    ).labels
+    np.testing.assert_array_equal(labels, oracle(x, centroids, "l2")[0])
+
+
+def test_bounds_are_above_all_scores():
+    x, centroids = rows_like_embeddings(4, 700), rows_like_embeddings(5, 120)
+    found = directions_of(x)
+    table, own = leading.LeadingTable(centroids, found), leading.project(x, found)
+    wide = x.astype(np.float64) - found.shift
+    far = centroids.astype(np.float64) - found.shift
+    scores = wide @ far.T - (far * far).sum(axis=1) / 2
+    bounds, error = table.bounds(own).astype(np.float64), table.error(own)
+    assert (bounds + error[:, None] >= scores).all()
+    assert np.median(bounds - scores) < 0.5 * np.median((wide * wide).sum(axis=1))
+    assert (error < 1e-2 * own.squares).all()
+
+
+def test_bounded_passes_with_directions_find_the_same(monkeypatch):
+    x = rows_like_embeddings(6, 1200)
+    found = directions_of(x)
+    own = leading.project(x, found)
+    centroids = x[:100].copy()
+    before = assign.assign(x, assign.Scorer(centroids, "l2", directions=found), own)
+    moved = centroids.copy()
+    moved[:30] += np.float32(0.2)
+    moved[30:] += np.float32(0.001)
+    scorer = assign.Scorer(moved, "l2", directions=found)
+    again = bounded.reassign(x, scorer, before, lloyd.moves_of(centroids, moved), own)
+    labels, others = oracle(x, moved, "l2")
+    np.testing.assert_array_equal(again.labels, labels)
+    assert (again.second <= others * (1 + 1e-6) + 1e-6).all()
+    step = lloyd.step_chunk(x, scorer, leading=own)
+    np.testing.assert_array_equal(
+        step.partial.sums, lloyd.step_chunk(x, assign.Scorer(moved, "l2")).partial.sums
+    )
+
+
+def test_they_hold_the_share_asked_for_and_no_more_than_needed(xp):
+    x = rows_like_embeddings(8, 1000)
+    found = directions_of(x, xp)
+    basis, shift = to_host(found.basis).astype(np.float64), to_host(found.shift)
+    variance = np.linalg.eigvalsh(np.cov(x.astype(np.float64), rowvar=False))[::-1]
+    held = (((x - shift) @ basis) ** 2).sum() / ((x - shift).astype(np.float64) ** 2).sum()
+    width = basis.shape[1]
+    assert held >= leading.SHARE
+    assert width % leading.MULTIPLE == 0
+    assert variance[: width - leading.MULTIPLE].sum() < leading.SHARE * variance.sum()
+    gap = basis.T @ basis - np.eye(width)
+    assert np.sqrt((gap * gap).sum()) <= found.defect
+    own = leading.project(xp.asarray(x), found)
+    back = to_host(leading.unproject(own.rows, found))
+    left = np.sqrt(((x - back).astype(np.float64) ** 2).sum(axis=1))
+    assert (to_host(own.tail) >= left * (1 - 1e-6)).all()
+    assert (to_host(own.tail) <= left * 1.2 + 1e-2).all()
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.random.default_rng(0).standard_normal((4000, 160)).astype(np.float32),  # as much in all directions
+        rows_like_embeddings(9, 2000, d=96),  # narrow
+        rows_like_embeddings(9, 600),  # few rows for 160 numbers
+    ],
+    ids=["even", "narrow", "few"],
+)
+def test_there_are_none_where_they_would_not_pay(x):
+    found = leading.leading_directions(x)
+    np.testing.assert_allclose(found, x.mean(axis=0, dtype=np.float64)[None], atol=1e-6)
+
+
+def test_equal_rows_have_some_direction_or_none():
+    x = np.ones((3000, 160), np.float32)
+    table = leading.leading_directions(x)
+    assert np.isfinite(table).all()
+    if len(table) > 1:
+        found = leading.Directions.of_table(table)
+        labels = assign.assign(
+            x, assign.Scorer(x[:5], "l2", directions=found), leading.project(x, found)
+        ).labels
+        assert set(labels.tolist()) == {0}
