@@ -18,8 +18,15 @@ def texts_like(seed, n=6000, d=24, centres=400):
     return blobs(seed, n=n, d=d, centres=centres, spread=1.5)
 
 
-@pytest.mark.parametrize("metric", ["l2", "cosine"])
-@pytest.mark.parametrize("init", ["k-means++", "random"])
+@pytest.mark.parametrize(
+    ("metric", "init"),
+    [
+        ("l2", "k-means++"),
+        ("cosine", "random"),
+        pytest.param("l2", "random", marks=pytest.mark.slow),
+        pytest.param("cosine", "k-means++", marks=pytest.mark.slow),
+    ],
+)
 def test_fast_labels_are_exact_and_as_good_as_lloyd_s(client, pool, tmp_path, metric, init):
     x = texts_like(0)
     emb = pool(x, chunk_rows=700)
@@ -49,7 +56,10 @@ def test_two_level_says_how_many_labels_are_exact(client, pool, tmp_path):
     assert reopened.recall == found.recall
 
 
-@pytest.mark.parametrize(("algorithm", "stop_after"), [("fast", 1), ("fast", 3), ("two-level", 2)])
+@pytest.mark.parametrize(
+    ("algorithm", "stop_after"),
+    [pytest.param("fast", 1, marks=pytest.mark.slow), ("fast", 3), ("two-level", 2)],
+)
 def test_an_interrupted_run_ends_with_the_same_bits(
     client, pool, tmp_path, monkeypatch, algorithm, stop_after
 ):

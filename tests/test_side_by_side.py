@@ -95,8 +95,8 @@ def giants(pool, monkeypatch):
     """A level of which every cluster is split through the distributed loop."""
     monkeypatch.setattr(fitting, "LOCAL_BYTES", 0)
     monkeypatch.setattr(splitting, "PART_BYTES", 4 * 5 * 60)
-    emb = pool(blobs(4, n=900, centres=5), chunk_rows=100)
-    return dc.hierarchical_kmeans(emb, [5], n_splits=[4], n_iters=6).levels[0]
+    emb = pool(blobs(4, n=600, centres=5), chunk_rows=200)
+    return dc.hierarchical_kmeans(emb, [5], n_splits=[4], n_iters=3).levels[0]
 
 
 def arrays(found):
