@@ -15,6 +15,7 @@ help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -e 's/:.*## /\t/' | expand -t 12
 	@echo
 	@echo 'POOL=path       make demo: curate these embeddings in place of the digits'
+	@echo 'BENCHES="..."   make bench: these scripts of benchmarks/ alone'
 	@echo 'ARGS="..."      further arguments of the command that a target runs'
 	@echo 'PYTHON=python3  the Python (3.11 or later) that .venv is made with'
 
@@ -62,16 +63,14 @@ docs: $(VENV)/.installed-docs  ## Make the site of docs/ in docs/_build; warning
 	$(BIN)/sphinx-build --builder html --fail-on-warning --keep-going --quiet docs docs/_build $(ARGS)
 	@echo 'docs/_build/index.html'
 
+# Every script takes --data, --repeats and --quick; further options with BENCHES=kmeans (python benchmarks/kmeans.py -h).
 DATA ?=
-BENCHES := kmeans dedup hierarchy allocation scaling plan_seconds simulations
+BENCHES ?= kmeans dedup hierarchy allocation scaling plan_seconds simulations
 
-bench: $(VENV)/.installed-bench  ## Run every benchmark in benchmarks/ (DATA=rows.npy: on your own embeddings)
+bench: $(VENV)/.installed-bench  ## Run the benchmarks (DATA=rows.npy: on own embeddings; ARGS=--quick: small, minutes)
 	@set -e; for name in $(BENCHES); do \
 	    echo "== $$name"; \
-	    case $$name in \
-	        allocation|simulations) $(BIN)/python benchmarks/$$name.py $(ARGS);; \
-	        *) $(BIN)/python benchmarks/$$name.py $(if $(DATA),--data "$(DATA)") $(ARGS);; \
-	    esac; \
+	    $(BIN)/python "benchmarks/$$name.py" $(if $(DATA),--data "$(DATA)") $(ARGS); \
 	done
 
 clean:  ## Remove .venv, caches and build files; results stay

@@ -1,10 +1,9 @@
 """Rows per cluster of density-based pruning, beside a quadratic solver: ``python benchmarks/allocation.py``."""
 
-import argparse
 import statistics
 
 import numpy as np
-from common import machine, print_table, seconds_of
+from common import machine, options, parsed, print_table, seconds_of
 
 from daskcurate.kernels.allocation import bounded_allocation, softmax_shares
 
@@ -22,10 +21,9 @@ def by_osqp(shares: np.ndarray, target: int, sizes: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    cli = argparse.ArgumentParser(description=__doc__)
+    cli = options(__doc__, data=False, repeats=5)
     cli.add_argument("--clusters", type=int, nargs="+", default=[6000, 50_000])
-    cli.add_argument("--repeats", type=int, default=5)
-    args = cli.parse_args()
+    args = parsed(cli, clusters=[6000])
     print(machine())
     rows = []
     for k in args.clusters:

@@ -1,5 +1,6 @@
-"""What the benchmarks share: rows, the machine's name and its limits, medians, tables."""
+"""What the benchmarks share: options, rows, the machine's name and its limits, medians, tables."""
 
+import argparse
 import multiprocessing
 import os
 import platform
@@ -12,6 +13,34 @@ from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
+
+
+def options(doc: str | None, *, data: bool = True, repeats: int | None = 3) -> argparse.ArgumentParser:
+    """Return a parser with the options that every benchmark takes, so that one command line does for all of them.
+
+    ``data`` and ``repeats``: whether there are rows to be given, and how often is measured; where not, the option
+    is taken and does nothing.
+    """
+    cli = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    unused = "taken, as every benchmark does; nothing here depends on it"
+    cli.add_argument("--data", help=".npy file of rows; without: synthetic ones" if data else unused)
+    cli.add_argument("--repeats", type=int, default=repeats, help="medians of so many" if repeats else unused)
+    cli.add_argument(
+        "--quick", action="store_true", help="small sizes, once: to see that it runs; no figures"
+    )
+    return cli
+
+
+def parsed(cli: argparse.ArgumentParser, **quick: Any) -> argparse.Namespace:
+    """Return the options given; with ``--quick`` the defaults of the others are those of ``quick``."""
+    if cli.parse_known_args()[0].quick:
+        cli.set_defaults(repeats=1, **quick)
+    args = cli.parse_args()
+    if args.repeats is not None and args.repeats < 1:
+        cli.error(f"--repeats {args.repeats}: give 1 or more")
+    if args.data is not None and not Path(args.data).is_file():
+        cli.error(f"--data {args.data}: there is no such file")
+    return args
 
 
 def unit_rows(path: str | None, n: int, d: int = 384, seed: int = 0) -> np.ndarray:

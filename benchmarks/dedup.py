@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import machine
+from common import machine, options, parsed
 from distributed import Client
 from threadpoolctl import threadpool_limits
 
@@ -180,19 +180,17 @@ def run(emb: dc.Embeddings, client: Client, folder: Path, args: argparse.Namespa
 
 def main() -> None:
     """Read the command line, and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--clusters", type=int, default=150)
     parser.add_argument("--eps", type=float, default=0.05)
-    parser.add_argument("--data", type=Path, help="a .npy file of rows, in place of synthetic ones")
     parser.add_argument("--dim", type=int, default=384, help="width of synthetic rows")
-    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--iterations", type=int, default=10, help="of k-means")
     parser.add_argument(
         "--brute-fraction", type=float, help="of brute force that is timed; default: as much as 4e8 pairs"
     )
     parser.add_argument("--peer-once", action="store_true", help="run semhash once, not --repeats times")
-    args = parser.parse_args()
+    args = parsed(parser, rows=4000, clusters=40, iterations=5)
     warnings.simplefilter("ignore")
     if args.data is None:
         rows = synthetic(args.rows, args.dim, args.clusters)

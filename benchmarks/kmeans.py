@@ -2,7 +2,11 @@
 
 Every tool runs in this process tree on the same rows in the same run, in turns; the table has medians. A peer's
 seconds are those until it has centroids; ours are those of the whole stage: read from zarr, seed, fit, label
-every row, write. Inertia is measured alike for all. Peers that are not installed are named (extra ``bench``).
+every row, write. Inertia is measured alike for all. Peers that are not installed are named (extra ``bench``), and so
+are those that would take minutes at a size; naming them in ``--peers`` runs them nevertheless.
+
+Pictures: ``--rows 25000 50000 100000 200000 --clusters 1000 --figure rows.svg`` draws seconds against rows,
+``--rows 100000 --clusters 250 1000 4000 --figure clusters.svg`` against clusters; with several of both, both.
 """
 
 import argparse
@@ -13,7 +17,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from common import gemm_rate, inertia, machine, print_table, read_rate, seconds_of, unit_rows
+from common import (
+    gemm_rate,
+    inertia,
+    machine,
+    options,
+    parsed,
+    print_table,
+    read_rate,
+    seconds_of,
+    unit_rows,
+)
 from distributed import Client
 
 import daskcurate as dc
@@ -23,6 +37,7 @@ from daskcurate.local_cluster import make_local_cluster
 from daskcurate.tasks import one_blas_thread
 
 ITERATIONS = 20
+ALGORITHMS = ("fast", "two-level", "lloyd")
 
 
 def superkmeans(rows: np.ndarray, k: int) -> np.ndarray:
@@ -72,6 +87,7 @@ def sklearn_minibatch(rows: np.ndarray, k: int) -> np.ndarray:
 
 
 def dask_ml(rows: np.ndarray, k: int) -> np.ndarray:
+    """Run it on the cluster that ours runs on."""
     import dask.array as da
     from dask_ml.cluster import KMeans
 
@@ -87,6 +103,10 @@ PEERS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "scikit-learn MiniBatchKMeans": sklearn_minibatch,
     "dask-ml KMeans": dask_ml,
 }
+
+
+MOST_PAIRS = {"dask-ml KMeans": 25_000 * 1000}
+"""Rows times clusters up to which a slow peer runs unasked."""
 
 
 def ours(emb: dc.Embeddings, k: int, folder: str, **settings: object) -> np.ndarray:
@@ -120,7 +140,9 @@ def measure(
     """Return (tool, median seconds, inertia) of every tool for one k."""
     calls: dict[str, Callable[[], np.ndarray]] = {}
     for name, peer in PEERS.items():
-        if name in args.peers:
+        if args.peers is None and len(rows) * k > MOST_PAIRS.get(name, len(rows) * k):
+            print(f"{name}: left out of {len(rows)} rows and k {k}; --peers {name!r} runs it", flush=True)
+        elif args.peers is None or name in args.peers:
             calls[name] = lambda peer=peer: peer(rows, k)
     emb = dc.ingest(rows, f"{folder}/pool-{k}-{len(rows)}.zarr", overwrite=True)
     workers = os.cpu_count() or 1
@@ -143,6 +165,12 @@ def measure(
                         print(f"{name}: not installed ({error.name})", flush=True)
                         del times[name]
                         continue
+                    except Exception as error:
+                        if name not in PEERS:
+                            raise
+                        print(f"{name}: failed ({error!r})", flush=True)
+                        del times[name]
+                        continue
                     times[name].append(seconds)
                     quality[name] = inertia(rows, centroids)
                     print(
@@ -152,15 +180,15 @@ def measure(
 
 
 def main() -> None:
-    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cli.add_argument("--data", help=".npy file of rows; without: synthetic ones")
+    cli = options(__doc__)
     cli.add_argument("--rows", type=int, nargs="+", default=[50_000])
     cli.add_argument("--clusters", type=int, nargs="+", default=[500])
-    cli.add_argument("--repeats", type=int, default=3)
-    cli.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
-    cli.add_argument("--algorithms", nargs="*", default=["fast", "two-level", "lloyd"])
-    cli.add_argument("--figure", type=Path, help="SVG of seconds against n or k")
-    args = cli.parse_args()
+    cli.add_argument("--peers", nargs="*", choices=list(PEERS), help="default: all")
+    cli.add_argument("--algorithms", nargs="*", default=list(ALGORITHMS), choices=ALGORITHMS)
+    cli.add_argument("--figure", type=Path, help="SVG of seconds against rows, clusters, or both")
+    args = parsed(cli, rows=[3000], clusters=[30, 60])
+    if args.figure is not None and len(args.rows) == len(args.clusters) == 1:
+        cli.error("--figure needs several --rows or --clusters")
     print(machine())
     drawn: dict[str, list[tuple[int, int, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -189,25 +217,36 @@ def main() -> None:
                 for name, seconds, _ in found:
                     drawn.setdefault(name, []).append((n, k, seconds))
     if args.figure is not None:
-        draw(drawn, args.figure, by_rows=len(args.rows) > 1)
+        draw(drawn, args.figure, args.rows, args.clusters)
 
 
-def draw(found: dict[str, list[tuple[int, int, float]]], path: Path, *, by_rows: bool) -> None:
-    """Draw seconds against rows, or against clusters."""
+def draw(
+    found: dict[str, list[tuple[int, int, float]]], path: Path, rows: list[int], clusters: list[int]
+) -> None:
+    """Draw seconds against rows (at the first k), against clusters (of the most rows), or both."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4.5))
-    for name, points in found.items():
-        xs, ys = [point[0 if by_rows else 1] for point in points], [point[2] for point in points]
-        axes.plot(xs, ys, marker="o", lw=2.5 if name.startswith("daskcurate,") else 1.2, label=name)
-    axes.set(xscale="log", yscale="log", xlabel="rows" if by_rows else "clusters", ylabel="seconds")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path)
+    panels = []
+    if len(rows) > 1:
+        panels.append((0, "rows", f"{clusters[0]} clusters", lambda point: point[1] == clusters[0]))
+    if len(clusters) > 1:
+        panels.append((1, "clusters", f"{max(rows)} rows", lambda point: point[0] == max(rows)))
+    with plt.rc_context({"svg.hashsalt": "seconds"}):  # the same file from the same figures
+        figure, all_axes = plt.subplots(1, len(panels), figsize=(7 * len(panels), 4.5), squeeze=False)
+        for axes, (column, what, title, belongs) in zip(all_axes[0], panels, strict=True):
+            for name, measured in found.items():
+                points = sorted((point[column], point[2]) for point in measured if belongs(point))
+                if points:
+                    width = 2.5 if name.startswith("daskcurate,") else 1.2
+                    axes.plot(*zip(*points, strict=True), marker="o", lw=width, label=name)
+            axes.set(xscale="log", yscale="log", xlabel=what, ylabel="seconds", title=title)
+            axes.grid(alpha=0.3, which="both")
+            axes.legend(fontsize=8)
+        figure.tight_layout()
+        figure.savefig(path, metadata={"Date": None})
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Every stage at several numbers of rows and of clusters, on a local cluster of on
 calibration that ``dc.plan(..., calibrate=True)`` makes (once here). The exponents are fitted to the measured seconds.
 """
 
-import argparse
 import dataclasses
 import os
 import tempfile
@@ -12,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from common import machine, print_table, seconds_of, unit_rows
+from common import machine, options, parsed, print_table, seconds_of, unit_rows
 from distributed import Client
 
 import daskcurate as dc
@@ -32,11 +31,12 @@ def stages(emb: dc.Embeddings, k: int, store: str) -> Iterator[tuple[str, Any]]:
 
 
 def main() -> None:
-    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cli.add_argument("--data", help=".npy file of rows; without: synthetic ones")
+    cli = options(__doc__, repeats=None)
     cli.add_argument("--rows", type=int, nargs="+", default=[10_000, 20_000, 40_000, 80_000])
     cli.add_argument("--clusters", type=int, nargs="+", default=[125, 250, 500, 1000])
-    args = cli.parse_args()
+    args = parsed(cli, rows=[1500, 3000], clusters=[15, 30])
+    if len(args.rows) < 2 or len(args.clusters) < 2:
+        cli.error("give at least two --rows and two --clusters: the growth is fitted to them")
     print(machine())
     middle_n, middle_k = args.rows[-2], args.clusters[-2]
     sizes = [(n, middle_k) for n in args.rows] + [(middle_n, k) for k in args.clusters if k != middle_k]

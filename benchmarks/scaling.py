@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from common import machine, print_table, seconds_of, unit_rows
+from common import machine, options, parsed, print_table, seconds_of, unit_rows
 from distributed import Client
 from kmeans import ITERATIONS, kernels_alone
 
@@ -81,7 +81,7 @@ def workers(args: argparse.Namespace, folder: str) -> None:
 
 def memory(args: argparse.Namespace, folder: str) -> None:
     limit = args.memory << 20
-    n = 8 * 2 * limit // (4 * 384)
+    n = int(args.times * 2 * limit) // (4 * 384)
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((2000, 384)).astype(np.float32)
     path = Path(folder) / "large.npy"
@@ -97,7 +97,7 @@ def memory(args: argparse.Namespace, folder: str) -> None:
     path.unlink()
     settings = {"n_clusters": 1000, "init": "random", "n_iters": 3}
     found = []
-    for name, share in (("held in memory", None), ("8 times the workers' memory", limit)):
+    for name, share in (("held in memory", None), (f"{args.times:g} times the workers' memory", limit)):
         with make_local_cluster(n_workers=2, memory_limit=share or "auto") as cluster, Client(cluster):
             peaks = Peaks()
             seconds, _ = run(emb, folder, **settings)
@@ -150,21 +150,25 @@ def clusters(args: argparse.Namespace, folder: str) -> None:
     )
 
 
+PARTS = {"workers": workers, "memory": memory, "clusters": clusters}
+
+
 def main() -> None:
-    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cli.add_argument("parts", nargs="*", default=["workers", "memory", "clusters"])
-    cli.add_argument("--data", help=".npy file of rows; without: synthetic ones")
+    cli = options(__doc__)
+    cli.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     cli.add_argument("--rows", type=int, default=50_000)
     cli.add_argument("--clusters", type=int, default=500)
-    cli.add_argument("--repeats", type=int, default=3)
     cli.add_argument("--memory", type=int, default=700, help="MiB of a worker in the part memory")
+    cli.add_argument(
+        "--times", type=float, default=8.0, help="the pool's size, of both workers' memory together"
+    )
     cli.add_argument("--many-rows", type=int, default=1_000_000)
     cli.add_argument("--many-clusters", type=int, default=100_000)
-    args = cli.parse_args()
+    args = parsed(cli, rows=4000, clusters=40, memory=600, times=0.6, many_rows=20_000, many_clusters=1000)
     print(machine())
     for part in args.parts:
         with tempfile.TemporaryDirectory() as folder:
-            {"workers": workers, "memory": memory, "clusters": clusters}[part](args, folder)
+            PARTS[part](args, folder)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ Prints the table of KL divergences to the uniform density (Vo et al. 2024, Fig. 
 each ring, beside the published figures, which are of one unseeded run each.
 """
 
-import argparse
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from common import options, parsed
 from distributed import Client
 
 import daskcurate as dc
@@ -71,9 +71,9 @@ def ring_counts(folder: Path, seeds: int) -> np.ndarray:
 
 def main() -> None:
     """Run the simulations and print both tables as Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5)
-    seeds = parser.parse_args().seeds
+    cli = options(__doc__, data=False, repeats=None)
+    cli.add_argument("--seeds", type=int, default=5)
+    seeds = parsed(cli, seeds=1).seeds
     with tempfile.TemporaryDirectory() as name, make_local_cluster() as cluster, Client(cluster):
         folder = Path(name)
         found, counts = kl_rows(folder, seeds), ring_counts(folder, seeds)

@@ -37,7 +37,7 @@ def one_task_bytes(n: int, d: int, k: int, blocks: int) -> int:
     return 4 * n * d * 4 + 2 * blocks * k * d * 8
 
 
-def fits_one_task(limits: Limits, n: int, d: int, k: int, blocks: int) -> bool:
+def lloyd_fits_one_task(limits: Limits, n: int, d: int, k: int, blocks: int) -> bool:
     """Return whether one task, with the cores of its host, takes the place of Lloyd's rounds over the cluster.
 
     The result is the same to the bit; the rounds cost more than the work where that is little.
@@ -50,7 +50,7 @@ def fits_one_task(limits: Limits, n: int, d: int, k: int, blocks: int) -> bool:
 
 
 def _in_one_task(run: Any, blocks: RowBlocks, k: int) -> bool:
-    return fits_one_task(run.limits, len(blocks), blocks.dim, k, len(blocks.blocks))
+    return lloyd_fits_one_task(run.limits, len(blocks), blocks.dim, k, len(blocks.blocks))
 
 
 def fit(

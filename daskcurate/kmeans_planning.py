@@ -7,7 +7,7 @@ fit to runs on embeddings of texts (``benchmarks/plan_seconds.py``): nothing at 
 import math
 from typing import Any
 
-from daskcurate.fitting import fits_one_task, is_lloyds, one_task_bytes
+from daskcurate.fitting import is_lloyds, lloyd_fits_one_task, one_task_bytes
 from daskcurate.kernels.restricted import list_size
 from daskcurate.kernels.seeding import operations, trials
 from daskcurate.planning import PROCESS_BYTES, SHUFFLE_BYTES, Limits, StagePlan, tree_tasks
@@ -83,7 +83,7 @@ def kmeans_plan(
             work["stream"] += 4 * rows * d * (0.3 * PASSES + 1.5 * exact)
             passes += PASSES + math.ceil(exact)
         else:
-            local = fits_one_task(limits, rows, d, k, min(blocks, rows))
+            local = lloyd_fits_one_task(limits, rows, d, k, min(blocks, rows))
             work["alone-assign" if local else "assign"] += (
                 2 * rows * k * d * lloyd_passes(config.n_iters, rows / k)
             )

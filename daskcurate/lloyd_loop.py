@@ -18,7 +18,7 @@ from dask.delayed import Delayed
 from daskcurate.config import KMeansConfig
 from daskcurate.device import on_device
 from daskcurate.kernels import lloyd
-from daskcurate.kernels.assign import Scorer, own_distances
+from daskcurate.kernels.assign import Scorer, own_distances, squared
 from daskcurate.remembering import Table, assign_block, read_centroids, step_block
 from daskcurate.rows import Block, Narrow, NarrowBlock, RowBlocks, add, tree
 from daskcurate.store import write_scratch
@@ -190,8 +190,7 @@ def assigned_block(block: Block, narrow: NarrowBlock | None, table: Table, rows_
 def assigned_rows(block: Block, labels: np.ndarray, scorer: Scorer) -> Assigned:
     """Return labels with the distances to the centroids that they name."""
     distances = own_distances(block.rows, scorer.centroids, labels, scorer.metric)
-    square = 2 * distances if scorer.metric == "cosine" else distances * distances
-    return Assigned(labels, distances, float(square.sum()))
+    return Assigned(labels, distances, float(squared(distances, scorer.metric).sum()))
 
 
 def count_sizes(run: Any, assigned: Sequence[Delayed], k: int, key: str) -> np.ndarray:

@@ -5,6 +5,7 @@ remembered, so that it does not matter which worker gets a block, or whether one
 """
 
 import threading
+import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -25,10 +26,16 @@ DEVICE_LIMIT_BYTES = 2 << 30
 """Likewise where it is memory of a GPU."""
 PARTIAL_SHARE = 4
 """Sums are remembered where they take at most this fraction (1 / n) of the block's own bytes."""
+SCORER_BYTES = 16 << 20
+"""Centroids of other fits under way that are kept besides those asked for last."""
+MOVES_KEPT = 16
+"""Pairs of tables whose centroids' moves are kept: one for each fit under way."""
 
 _lock = threading.Lock()
 _reading = threading.Lock()
-_scorers: "dict[Table, Scorer]" = {}
+_moving = threading.Lock()
+_scorers: "OrderedDict[Table, Scorer]" = OrderedDict()
+_moves: "OrderedDict[tuple[int, int], _Moves]" = OrderedDict()
 _entries: "OrderedDict[tuple[str, int], _Entry]" = OrderedDict()
 _used = 0
 
@@ -49,10 +56,13 @@ class Table:
         with _reading:
             found = _scorers.get(self)
             if found is None:
-                _scorers.clear()  # one at a time: those of a finished pass are not needed any more
                 directions = None if self.directions is None else read_directions(self.directions)
                 found = Scorer(read_centroids(self.url), self.metric, directions=directions)
                 _scorers[self] = found
+                held = sum(item.centroids.nbytes for item in _scorers.values())
+                while len(_scorers) > 1 and held > SCORER_BYTES:
+                    held -= _scorers.popitem(last=False)[1].centroids.nbytes
+            _scorers.move_to_end(self)
         return at_hand(found)
 
 
@@ -73,6 +83,27 @@ class _Entry(NamedTuple):
     nbytes: int
 
 
+class _Moves(NamedTuple):
+    before: "weakref.ref[np.ndarray]"
+    after: "weakref.ref[np.ndarray]"
+    moves: np.ndarray
+
+
+def _moved(before: Array, after: Array) -> Array:
+    """Return how far each centroid has moved: computed once for all blocks of a worker, which share both tables."""
+    if namespace_of(after) is not np:
+        return moves_of(before, after)  # each task has a stream of its own, which waits for no other's
+    key = id(before), id(after)
+    with _moving:
+        found = _moves.get(key)
+        if found is None or found.before() is not before or found.after() is not after:
+            found = _moves[key] = _Moves(weakref.ref(before), weakref.ref(after), moves_of(before, after))
+        _moves.move_to_end(key)
+        if len(_moves) > MOVES_KEPT:
+            _moves.popitem(last=False)
+        return found.moves
+
+
 @on_device
 def assign_block(block: Any, scorer: Scorer, rows_name: str, narrow: Any = None) -> Assignment:
     """Return the nearest centroids of a block's rows.
@@ -90,7 +121,7 @@ def assign_block(block: Any, scorer: Scorer, rows_name: str, narrow: Any = None)
     if before is None:
         found = assign(block.rows, scorer, _leading(narrow))
     else:
-        moves = moves_of(before.centroids, scorer.centroids)
+        moves = _moved(before.centroids, scorer.centroids)
         found = reassign(block.rows, scorer, before.assignment, moves, _leading(narrow))
     _keep(block, scorer, rows_name, found, None)
     return found
@@ -108,7 +139,7 @@ def step_block(
     last = moves = None
     if before is not None:
         last = Last(before.assignment, before.partial)
-        moves = moves_of(before.centroids, scorer.centroids)
+        moves = _moved(before.centroids, scorer.centroids)
     found = step_chunk(block.rows, scorer, last, moves, dtype, _leading(narrow))
     _keep(block, scorer, rows_name, found.assignment, found.partial)
     assert found.partial is not None

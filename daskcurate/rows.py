@@ -212,14 +212,18 @@ def open_blocks(run: Any, source: RowSource, metric: str, key: str) -> RowBlocks
         else run.task(load_block, source, *r, metric, name="load-rows", key=f"{key}-{r[0]}")
         for i, (r, _) in enumerate(kept)
     ]
-    return keep_if_small(run, RowBlocks(lazy, [n for _, n in kept], source.dim, run.scratch(key)))
+    blocks = RowBlocks(lazy, [n for _, n in kept], source.dim, run.scratch(key))
+    return hold(run, blocks) if keeps else blocks
+
+
+def hold(run: Any, blocks: RowBlocks) -> RowBlocks:
+    """Return the blocks, held on the workers."""
+    return RowBlocks(run.persist(blocks.blocks, "read rows"), blocks.counts, blocks.dim, blocks.name)
 
 
 def keep_if_small(run: Any, blocks: RowBlocks) -> RowBlocks:
     """Return the blocks, held on the workers where half of their memory is enough for all."""
-    if not fits_workers(run, blocks.nbytes):
-        return blocks
-    return RowBlocks(run.persist(blocks.blocks, "read rows"), blocks.counts, blocks.dim, blocks.name)
+    return hold(run, blocks) if fits_workers(run, blocks.nbytes) else blocks
 
 
 def drawn_rows(run: Any, blocks: RowBlocks, count: int, seed: int, key: str) -> list[Any]:

@@ -7,6 +7,7 @@ atomic write of the group's attributes.
 
 import contextlib
 import os
+import threading
 import time
 import uuid
 import warnings
@@ -98,6 +99,8 @@ class StageRun:
         self.token = uuid.uuid4().hex[:12]
         self.warnings: list[str] = list(store.attributes(stage.name).get("warnings") or ())
         self.tasks = 0
+        self.lock = threading.RLock()
+        """Held while the stage's attributes or figures change: its fits may run in several threads."""
         self.limits = cluster_limits(client)
         self._threads = worker_threads(client)
 
@@ -105,9 +108,14 @@ class StageRun:
         """Return a lazy task called ``name`` in the dashboard; ``key`` tells it from its siblings."""
         return task(function, *args, name=name, key=f"{self.token}-{key}")
 
-    def task_alone(self, function: Callable[..., Any], *args: Any, name: str, key: Any = 0) -> Delayed:
-        """Return a task as :meth:`task` does, for a step in which no other runs: it may use its host's cores."""
-        threads = 1 if self.limits.on_gpu else self.limits.host_threads
+    def task_alone(
+        self, function: Callable[..., Any], *args: Any, name: str, key: Any = 0, share: int = 1
+    ) -> Delayed:
+        """Return a task as :meth:`task` does, for a step in which no other runs: it may use its host's cores.
+
+        ``share``: how many such tasks there may be, which share them.
+        """
+        threads = 1 if self.limits.on_gpu else max(1, self.limits.host_threads // share)
         return task(function, *args, name=name, key=f"{self.token}-{key}", threads=threads)
 
     def gather(self, tasks: Sequence[Delayed], step: str = "") -> list[Any]:
@@ -116,7 +124,7 @@ class StageRun:
 
     def start(self, tasks: Sequence[Delayed]) -> list[Any]:
         """Run tasks and return at once; :meth:`finish` waits for them. They go on only while that is held."""
-        self.tasks += len(tasks)
+        self._count(tasks)
         return self.client.compute(list(tasks), retries=retries()) if tasks else []
 
     def finish(self, started: Sequence[Any], step: str = "") -> list[Any]:
@@ -142,7 +150,7 @@ class StageRun:
         """Run tasks, leave their results on the workers, and return handles to them."""
         if not tasks:
             return []
-        self.tasks += len(tasks)
+        self._count(tasks)
         kept = list(self.client.persist(list(tasks), retries=retries()))
         futures = [
             future for item in kept for future in item.dask.values() if hasattr(future, "add_done_callback")
@@ -153,6 +161,10 @@ class StageRun:
                 if future.status == "error":
                     future.result()  # raises here what would otherwise only show at a later step
         return kept
+
+    def _count(self, tasks: Sequence[Delayed]) -> None:
+        with self.lock:
+            self.tasks += len(tasks)
 
     @contextlib.contextmanager
     def _watched(self, futures: Sequence[Any], step: str) -> Iterator[None]:
@@ -192,9 +204,10 @@ class StageRun:
 
     def warn(self, message: str) -> None:
         """Warn the user, and keep the message with the result."""
-        if message not in self.warnings:
-            self.warnings.append(message)
-            self.store.update(self.stage.name, warnings=self.warnings)  # not lost with this process
+        with self.lock:
+            if message not in self.warnings:
+                self.warnings.append(message)
+                self.store.update(self.stage.name, warnings=self.warnings)  # not lost with this process
         warnings.warn(message, stacklevel=2)
 
     def write_counts(self, counts: da.Array) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from daskcurate.config import KMeansConfig
 from daskcurate.device import on_device
 from daskcurate.kernels import lloyd, seeding
 from daskcurate.kernels.allocation import bounded_allocation
-from daskcurate.kernels.assign import nearest, own_distances
+from daskcurate.kernels.assign import nearest, own_distances, squared
 from daskcurate.kernels.draws import derive_seed
 from daskcurate.regroup import from_cells, regroup, to_cells
 from daskcurate.rows import Block, RowBlocks, add, drawn_rows, tree
@@ -113,7 +113,7 @@ def _labels(block: Block, coarse: np.ndarray, metric: str) -> np.ndarray:
 
 def _spread(block: Block, labels: np.ndarray, coarse: np.ndarray, metric: str) -> Coarse:
     distance = own_distances(block.rows, coarse, labels, metric)
-    square = 2 * distance if metric == "cosine" else distance * distance
+    square = squared(distance, metric)
     h = len(coarse)
     return Coarse(np.bincount(labels, minlength=h).astype(np.int64), np.bincount(labels, square, minlength=h))
 

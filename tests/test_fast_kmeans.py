@@ -23,8 +23,15 @@ def texts_like(seed, n=6000, d=24, centres=400):
     return blobs(seed, n=n, d=d, centres=centres, spread=1.5)
 
 
-@pytest.mark.parametrize("metric", ["l2", "cosine"])
-@pytest.mark.parametrize("init", ["k-means++", "random"])
+@pytest.mark.parametrize(
+    ("metric", "init"),
+    [
+        ("l2", "k-means++"),
+        ("cosine", "random"),
+        pytest.param("l2", "random", marks=pytest.mark.slow),
+        pytest.param("cosine", "k-means++", marks=pytest.mark.slow),
+    ],
+)
 def test_fast_labels_are_exact_and_as_good_as_lloyd_s(client, pool, tmp_path, metric, init):
     x = texts_like(0)
     emb = pool(x, chunk_rows=700)
@@ -105,7 +112,7 @@ def test_resampled_rows_are_looked_at_in_the_pool_s_directions(client, pool, tmp
 @pytest.mark.parametrize(
     ("algorithm", "rows", "is_last"),
     [
-        ("fast", texts_like, lambda saved: saved["iteration"] == 1),
+        pytest.param("fast", texts_like, lambda saved: saved["iteration"] == 1, marks=pytest.mark.slow),
         ("fast", texts_like, lambda saved: saved["iteration"] == 3),
         ("two-level", texts_like, lambda saved: saved["iteration"] == 2),
         ("fast", with_leading_directions, lambda saved: saved["in_narrow"] and saved["iteration"] == 2),

@@ -6,18 +6,16 @@ import pytest
 import daskcurate as dc
 from daskcurate.testing import kl_to_uniform, mixture, rings
 
-SEEDS = (0, 1, 2)
 
-
-@pytest.fixture(scope="module")
-def kl_table(cluster, tmp_path_factory):
+@pytest.fixture(scope="module", params=[(0,), pytest.param((1, 2, 3), marks=pytest.mark.slow)], ids=len)
+def kl_table(request, cluster, tmp_path_factory):
     """KL to the uniform density of the last level's centroids, a row a seed, a column a run."""
     from distributed import Client
 
     folder = tmp_path_factory.mktemp("kl")
     rows = []
     with Client(cluster):
-        for seed in SEEDS:
+        for seed in request.param:
             emb = dc.ingest(mixture(seed), folder / f"{seed}.zarr", normalize=False)
             trees = (
                 dc.hierarchical_kmeans(emb, [300], seed=seed),
@@ -45,7 +43,7 @@ def test_levels_and_resampling_flatten_the_density_in_the_published_order(kl_tab
 
 def test_resampled_levels_reach_the_published_divergence(kl_table):
     # single runs spread by 0.006 around 0.047, as the published code's do; without resampling it is 0.090
-    assert kl_table[:, 4].mean() <= 0.052
+    assert kl_table[:, 4].mean() <= (0.052 if len(kl_table) > 1 else 0.06)
 
 
 def test_uniform_points_are_the_bound():

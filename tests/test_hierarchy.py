@@ -107,9 +107,17 @@ def test_resampling_skips_a_subset_with_fewer_rows_than_clusters(client, pool, t
     check_result(x, found.levels[0], "l2")
 
 
-@pytest.mark.parametrize("metric", ["l2", "cosine"])
-@pytest.mark.parametrize("giant", [False, True], ids=["in tasks", "giant clusters"])
-@pytest.mark.parametrize("masked", [False, True], ids=["all rows", "within"])
+@pytest.mark.parametrize(
+    ("metric", "giant", "masked"),
+    [
+        pytest.param(
+            metric, giant, masked, marks=[] if (metric == "l2") == (giant == masked) else pytest.mark.slow
+        )
+        for metric in ("l2", "cosine")
+        for giant in (False, True)
+        for masked in (False, True)
+    ],
+)
 def test_splits(client, pool, tmp_path, monkeypatch, metric, giant, masked):
     if giant:
         monkeypatch.setattr(splitting, "PART_BYTES", 4 * 5 * 60)

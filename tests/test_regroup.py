@@ -69,8 +69,17 @@ def test_ranks_by_group_break_ties_by_position(rows):
         assert found[i] == len(before)
 
 
-@pytest.mark.parametrize("rank_rows", [1000, 40, 5], ids=["all rows", "whole clusters", "clusters in ranges"])
-@pytest.mark.parametrize("small", [1 << 30, 0], ids=["one task", "shuffle"])
+@pytest.mark.parametrize(
+    ("small", "rank_rows"),
+    [
+        pytest.param(1 << 30, 1000, id="one task-all rows"),
+        pytest.param(1 << 30, 40, id="one task-whole clusters"),
+        pytest.param(1 << 30, 5, id="one task-clusters in ranges"),
+        pytest.param(0, 1000, id="shuffle-all rows", marks=pytest.mark.slow),
+        pytest.param(0, 40, id="shuffle-whole clusters", marks=pytest.mark.slow),
+        pytest.param(0, 5, id="shuffle-clusters in ranges"),
+    ],
+)
 def test_ranks_in_clusters(client, small, rank_rows):
     rng = np.random.default_rng(0)
     counts = [50, 1, 120, 30]
@@ -153,15 +162,15 @@ def test_giant_clusters_are_compared_in_blocks_and_miss_no_pair(
 
     rng = np.random.default_rng(0)
     base = rng.standard_normal((40, 16))
-    x = (base[rng.integers(0, 40, 3000)] + 0.12 * rng.standard_normal((3000, 16))).astype(np.float32)
-    emb = pool(x, chunk_rows=700)
+    x = (base[rng.integers(0, 40, 1500)] + 0.12 * rng.standard_normal((1500, 16))).astype(np.float32)
+    emb = pool(x, chunk_rows=350)
     flat = dc.Clustering.from_arrays(
-        emb, np.ones((2, 16), np.float32), (np.arange(3000) % 50 == 0).astype(np.int32), metric="cosine"
+        emb, np.ones((2, 16), np.float32), (np.arange(1500) % 50 == 0).astype(np.int32), metric="cosine"
     )
     node = dc.semantic_dedup(emb, flat, eps=0.03, rule=rule)
     blocks = dc.compute(node, store=tmp_path / "blocks.zarr")
     monkeypatch.setattr(matching, "block_rows", lambda *_: 1 << 20)
     whole = dc.compute(node, store=tmp_path / "whole.zarr")
-    assert 0 < whole.attributes["duplicates"] < 3000
+    assert 0 < whole.attributes["duplicates"] < 1500
     for name in ("counts", "max_similarity", "duplicate_of"):
         np.testing.assert_array_equal(np.asarray(getattr(blocks, name)), np.asarray(getattr(whole, name)))

@@ -63,3 +63,18 @@ def test_a_user_s_own_threshold_of_malloc_is_left_alone(monkeypatch):
             monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", value)
         assert tasks.keep_freed_memory() is False
     tasks.keep_freed_memory.cache_clear()
+
+
+def test_moves_are_computed_once_for_all_blocks(monkeypatch):
+    monkeypatch.setattr(remembering, "_entries", type(remembering._entries)())
+    calls, original = [], remembering.moves_of
+    monkeypatch.setattr(remembering, "moves_of", lambda *tables: calls.append(0) or original(*tables))
+    rows = blobs(4)
+    centroids = rows[:6].copy()
+    blocks = [Block(np.arange(i, i + 100), rows[i : i + 100]) for i in range(0, 400, 100)]
+    for turn in range(3):
+        scorer = Scorer(centroids + np.float32(0.001 * turn), "l2")
+        for block in blocks:
+            found = remembering.assign_block(block, scorer, "rows of moves").labels
+            np.testing.assert_array_equal(found, assign(block.rows, scorer).labels)
+        assert len(calls) == turn

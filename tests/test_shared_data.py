@@ -111,7 +111,9 @@ def similar_pairs():
     return i, j, np.minimum(similarity, 1)
 
 
-@pytest.mark.parametrize("eps", [0.01, 0.05, 0.1, 0.2])
+@pytest.mark.parametrize(
+    "eps", [*(pytest.param(eps, marks=pytest.mark.slow) for eps in (0.01, 0.1)), 0.05, 0.2]
+)
 def test_across_clusters_the_duplicates_are_those_of_brute_force(chain, similar_pairs, eps):
     emb, found, folder = chain
     stage = dc.semantic_dedup(emb, found["flat"], eps=eps, scope="global")

@@ -9,6 +9,8 @@ from oracles import blobs
 import daskcurate as dc
 from daskcurate import fitting, matching, runner, splitting
 
+N = 2250
+
 
 @pytest.fixture
 def tasks(monkeypatch):
@@ -39,24 +41,24 @@ def emb(pool, monkeypatch):
     monkeypatch.setattr(fitting, "LOCAL_BYTES", 0)
     monkeypatch.setattr(splitting, "PART_BYTES", 4 * 5 * 60)
     monkeypatch.setattr(matching, "WHOLE_OPERATIONS", 0)
-    return pool(blobs(4, n=4500, centres=3), chunk_rows=500)
+    return pool(blobs(4, n=N, centres=3), chunk_rows=N // 9)
 
 
 def test_no_two_tasks_of_a_stage_share_a_key(client, emb, tmp_path, tasks):
     flat = dc.kmeans(emb, 3, metric="cosine", init="k-means||", n_init=2, n_iters=3)
     tree = dc.hierarchical_kmeans(emb, [30, 6], sample_sizes=[4, 2], n_resamples=2, n_iters=3)
     split = dc.hierarchical_kmeans(emb, [3], n_splits=[4], n_iters=3)
-    given = dc.Clustering.from_arrays(emb, np.eye(3, emb.dim, dtype=np.float32), np.arange(4500) % 3)
+    given = dc.Clustering.from_arrays(emb, np.eye(3, emb.dim, dtype=np.float32), np.arange(N) % 3)
     stages = [
         *(dc.semantic_dedup(emb, flat, eps=0.01, rule=rule) for rule in ("earlier", "greedy", "connected")),
-        dc.semantic_dedup(emb, flat, eps=0.01, keep=np.arange(4500.0)),
+        dc.semantic_dedup(emb, flat, eps=0.01, keep=np.arange(float(N))),
         *(
             dc.semantic_dedup(emb, flat, eps=0.01, rule=rule, scope="global")
             for rule in ("earlier", "greedy", "connected")
         ),
         dc.density_prune(flat, keep_fraction=0.5),
         dc.prototype_prune(tree, keep_fraction=0.5, class_balance=0.5),
-        dc.random_prune(emb, target_size=100, within=np.arange(4500) % 2 == 0),
+        dc.random_prune(emb, target_size=100, within=np.arange(N) % 2 == 0),
         dc.hierarchical_sample(tree, 500, strategy="closest"),
         dc.hierarchical_sample(split, 500),
         ~dc.density_prune(given, keep_fraction=0.5),
@@ -68,7 +70,7 @@ def test_no_two_tasks_of_a_stage_share_a_key(client, emb, tmp_path, tasks):
 @pytest.mark.parametrize("rule", ["earlier", "greedy", "connected"])
 def test_no_task_is_handed_a_whole_giant_cluster(client, emb, tmp_path, tasks, rule):
     flat = dc.hierarchical_kmeans(emb, [2], n_splits=[4], n_iters=3).levels[0]
-    one = dc.Clustering.from_arrays(emb, np.ones((1, emb.dim), np.float32), np.zeros(4500, int))
+    one = dc.Clustering.from_arrays(emb, np.ones((1, emb.dim), np.float32), np.zeros(N, int))
     dc.compute(flat, dc.semantic_dedup(emb, one, eps=0.01, rule=rule), store=tmp_path / "run.zarr")
     blocks = ("dedup-block-", "split-giant-rows-")
     handed = {}
@@ -82,5 +84,5 @@ def test_no_task_is_handed_a_whole_giant_cluster(client, emb, tmp_path, tasks, r
 
 
 def test_a_mask_in_memory_passes_through_no_graph(client, emb, tmp_path, tasks):
-    dc.compute(dc.Selection.from_mask(np.ones(4500, bool), emb=emb), store=tmp_path / "run.zarr")
+    dc.compute(dc.Selection.from_mask(np.ones(N, bool), emb=emb), store=tmp_path / "run.zarr")
     assert not tasks

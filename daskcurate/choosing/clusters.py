@@ -7,13 +7,13 @@ follows from counting operations.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
+from daskcurate.calibration import least_seconds
 from daskcurate.choosing.fitting import (
     FIT_ROWS,
     LEAST_FIT_ROWS,
@@ -25,7 +25,7 @@ from daskcurate.choosing.fitting import (
 )
 from daskcurate.config import METRICS, check_choice, check_int, check_number
 from daskcurate.embeddings import Embeddings
-from daskcurate.kernels.assign import nearest, own_distances
+from daskcurate.kernels.assign import nearest, own_distances, squared
 from daskcurate.kernels.draws import derive_seed
 from daskcurate.kernels.probing import pairs_within
 from daskcurate.kernels.similarity import TILE, earlier_within
@@ -273,12 +273,11 @@ def _rounded(k: float) -> int:
 
 def _measure(centroids: np.ndarray, x: np.ndarray, metric: str) -> tuple[float, np.ndarray, float]:
     """Return the mean squared distance of rows to their centroids, the clusters' counts, and the seconds a row."""
-    seconds = _least_seconds(lambda: nearest(x, centroids, metric))
+    seconds = least_seconds(lambda: nearest(x, centroids, metric))
     labels = nearest(x, centroids, metric)
     distance = own_distances(x, centroids, labels, metric)
-    square = 2 * distance if metric == "cosine" else distance * distance
     return (
-        float(square.mean()),
+        float(squared(distance, metric).mean()),
         np.bincount(labels, minlength=len(centroids)).astype(np.int64),
         seconds / len(x),
     )
@@ -287,14 +286,4 @@ def _measure(centroids: np.ndarray, x: np.ndarray, metric: str) -> tuple[float, 
 def _seconds_a_pair(x: np.ndarray) -> float:
     """Return the time that dedup takes to compare a pair of rows."""
     some = x[: 2 * TILE]
-    return _least_seconds(lambda: earlier_within(some)) / max(1, len(some) * (len(some) - 1) // 2)
-
-
-def _least_seconds(work: Callable[[], Any]) -> float:
-    """Return the least time of three: what else the machine does only ever adds to it."""
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return min(times)
+    return least_seconds(lambda: earlier_within(some)) / max(1, len(some) * (len(some) - 1) // 2)

@@ -447,6 +447,11 @@ def own_distances(x: Array, centroids: Array, labels: Array, metric: str) -> Arr
     return out
 
 
+def squared(distances: Array, metric: str) -> Array:
+    """Return squared L2 distances from distances in the metric: of unit vectors |x - c|^2 = 2 (1 - cos)."""
+    return 2 * distances if metric == "cosine" else distances * distances
+
+
 def _unit64(xp: Any, rows: Array) -> Array:
     norms = xp.sqrt(row_squares(rows))
     norms[norms == 0] = 1

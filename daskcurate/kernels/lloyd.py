@@ -13,7 +13,7 @@ import numpy as np
 import scipy.sparse as sparse
 
 from daskcurate.arrays import Array, launch, namespace_of, row_dots, to_host
-from daskcurate.kernels.assign import Assignment, Scorer, assign, own_distances
+from daskcurate.kernels.assign import Assignment, Scorer, assign, own_distances, squared
 from daskcurate.kernels.bounded import reassign
 from daskcurate.kernels.leading import Leading
 from daskcurate.kernels.threads import spread
@@ -343,6 +343,4 @@ def _numbers(block: Array, first: int) -> Array:
 def inertia_of(x: Array, centroids: Array, labels: Array, metric: str) -> float:
     """Return the sum of squared L2 distances to the own centroid, in float64 without cancellation."""
     distance = own_distances(x, centroids, labels, metric)
-    distance = distance[labels >= 0]
-    square = 2 * distance if metric == "cosine" else distance * distance
-    return float(square.sum())
+    return float(squared(distance[labels >= 0], metric).sum())

@@ -9,6 +9,7 @@ from distributed import Client, LocalCluster
 
 import daskcurate as dc
 
+SLOW = pytest.mark.slow
 pytestmark = pytest.mark.usefixtures("distributed_lloyd")
 
 
@@ -30,10 +31,10 @@ def workers(number, threads):
 @pytest.mark.parametrize(
     ("number", "threads", "shuffled"),
     [
-        (1, 1, False),
-        (1, 3, False),
+        pytest.param(1, 1, False, marks=SLOW),
+        pytest.param(1, 3, False, marks=SLOW),
         (3, 1, False),
-        pytest.param(1, 1, True, marks=pytest.mark.slow),
+        pytest.param(1, 1, True, marks=SLOW),
         (1, 3, True),
     ],
 )
@@ -44,14 +45,16 @@ def test_workers_and_threads(number, threads, shuffled, emb, reference, tmp_path
         chain.same_as(dc.compute(chain.whole(emb), store=tmp_path / "run.zarr"), reference)
 
 
-@pytest.mark.parametrize("shuffled", [False, True])
+@pytest.mark.parametrize("shuffled", [pytest.param(False, marks=SLOW), True])
 def test_processes(shuffled, emb, remote, reference, tmp_path, monkeypatch):
     if shuffled:
         chain.shuffle(monkeypatch.setattr)
     chain.same_as(dc.compute(chain.whole(emb), store=tmp_path / "run.zarr"), reference)
 
 
-@pytest.mark.parametrize("rule", ["earlier", "greedy", "connected"])
+@pytest.mark.parametrize(
+    "rule", ["greedy", *(pytest.param(rule, marks=SLOW) for rule in ("earlier", "connected"))]
+)
 def test_clusters_of_several_tasks(rule, pool, tmp_path):
     rng = np.random.default_rng(0)
     emb = pool(rng.normal(size=(9000, 3)), chunk_rows=1000)

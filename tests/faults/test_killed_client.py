@@ -25,10 +25,10 @@ POINTS = [
     # where it is killed, the stages finished by then, the Lloyd iterations of the first stage still to do
     pytest.param("start:kmeans", 0, chain.ITERATIONS, marks=SLOW),
     ("tasks:kmeans:iteration", 0, chain.ITERATIONS),
-    ("saving:kmeans:3", 0, chain.ITERATIONS - 2),
+    pytest.param("saving:kmeans:3", 0, chain.ITERATIONS - 2, marks=SLOW),
     ("saved:kmeans:3", 0, chain.ITERATIONS - 3),
     pytest.param(f"saved:kmeans:{chain.ITERATIONS + 1}", 0, 0, marks=SLOW),
-    ("tasks:kmeans:write labels", 0, 0),
+    pytest.param("tasks:kmeans:write labels", 0, 0, marks=SLOW),
     pytest.param("marker:kmeans", 0, 0, marks=SLOW),
     pytest.param("start:semantic_dedup", 1, 0, marks=SLOW),
     ("tasks:semantic_dedup:write", 1, 0),

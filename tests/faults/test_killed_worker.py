@@ -28,7 +28,7 @@ def lose(remote, tmp_path):
     ("text", "number"),
     [
         ("kmeans-step", 5),
-        ("kmeans-update", 2),
+        pytest.param("kmeans-update", 2, marks=pytest.mark.slow),
         pytest.param("load-rows", 2, marks=pytest.mark.slow),
         pytest.param("kmeans-assign", 2, marks=pytest.mark.slow),
         pytest.param("write-labels", 2, marks=pytest.mark.slow),
@@ -45,7 +45,7 @@ def test_worker_lost(text, number, lose, emb, reference, tmp_path):
     ("text", "number"),
     [
         ("shuffle-transfer", 3),
-        ("p2pshuffle", 5),
+        pytest.param("p2pshuffle", 5, marks=pytest.mark.slow),
         pytest.param("shuffle-barrier", 1, marks=pytest.mark.slow),
         pytest.param("shuffle-barrier", 2, marks=pytest.mark.slow),
         pytest.param("p2pshuffle", 1, marks=pytest.mark.slow),

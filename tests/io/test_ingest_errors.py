@@ -504,7 +504,10 @@ KILLED = """
 """
 
 
-@pytest.mark.parametrize("where", ["_write_rows", "commit", "move_store"])
+@pytest.mark.parametrize(
+    "where",
+    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("_write_rows", "commit")), "move_store"],
+)
 def test_sigkill(files, where):
     run = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), where], cwd=files, check=False)
     assert run.returncode == -signal.SIGKILL

@@ -230,7 +230,9 @@ KILLED = """
 """
 
 
-@pytest.mark.parametrize("where", ["_write_rows", "commit", "move_store"])
+@pytest.mark.parametrize(
+    "where", ["_write_rows", "commit", pytest.param("move_store", marks=pytest.mark.slow)]
+)
 def test_killed(folder, written, where):
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), where], check=False)
     assert done.returncode == -signal.SIGKILL

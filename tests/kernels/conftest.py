@@ -18,6 +18,15 @@ def _cupy():
     return cupy
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Searches for counterexamples run on NumPy; on the stand-in, which computes with NumPy, they are slow tests."""
+    for item in items:
+        on_stand_in = getattr(item, "callspec", None) and item.callspec.params.get("xp") == "stand-in"
+        if on_stand_in and hasattr(item.obj, "hypothesis"):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", params=["numpy", "stand-in", pytest.param("cupy", marks=pytest.mark.gpu)])
 def xp(request):
     """The array module a kernel is tested on; the stand-in refuses to mix its arrays with NumPy's, as CuPy does."""

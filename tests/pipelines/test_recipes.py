@@ -120,6 +120,7 @@ def test_vo_small(go, emb):
     assert after.max() / after.sum() < before.max() / before.sum()  # more balanced than the pool
 
 
+@pytest.mark.slow
 def test_vo_web(go, pool):
     results, _ = go("vo_web", pool(clumps(5000), normalize=True), 4e-5)
     counts = [level.n_clusters for level in results["tree"].levels]
