@@ -10,8 +10,7 @@ import os
 import time
 import uuid
 import warnings
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,15 +21,15 @@ from dask.callbacks import Callback
 from dask.delayed import Delayed
 from distributed import Client, default_client, wait
 
-from daskcurate.device import uses_gpu, wanted_device
 from daskcurate.embeddings import Embeddings
 from daskcurate.hierarchy import Hierarchy
 from daskcurate.nodes import NotComputedError, Stage
-from daskcurate.planning import Limits, plan_stages
+from daskcurate.planning import plan_stages
 from daskcurate.progress import Progress
 from daskcurate.settings import retries
 from daskcurate.store import RunStore, versions, write_block
 from daskcurate.tasks import task
+from daskcurate.worker_limits import cluster_limits
 
 
 def current_client() -> Client | None:
@@ -243,30 +242,6 @@ def worker_threads(client: Client) -> list[str]:
     }
     most = max(counts.values(), default=0)
     return [address for turn in range(most) for address in sorted(counts) if counts[address] > turn]
-
-
-def _on_gpu(client: Client, workers: Collection[Any]) -> bool:
-    """Return whether the workers compute on GPUs; none is asked where their machines show none."""
-    if (wanted := wanted_device()) != "auto":
-        return wanted == "gpu"
-    return any("gpu" in worker["metrics"] for worker in workers) and any(client.run(uses_gpu).values())
-
-
-def cluster_limits(client: Client) -> Limits:
-    """Return the workers' number, threads and memory limits, as they are now, and what they compute on."""
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    memory = [int(worker["memory_limit"]) for worker in workers if worker["memory_limit"]]
-    hosts = Counter[str]()
-    for worker in workers:
-        hosts[worker["host"]] += int(worker["nthreads"])
-    return Limits(
-        n_workers=max(1, len(workers)),
-        n_threads=max(1, sum(int(worker["nthreads"]) for worker in workers)),
-        worker_memory=min(memory) if memory else None,
-        threads_per_worker=max((int(worker["nthreads"]) for worker in workers), default=1),
-        host_threads=max(1, min(hosts.values(), default=1)),
-        on_gpu=_on_gpu(client, workers),
-    )
 
 
 def flatten(nodes: Sequence[Any]) -> list[Stage]:

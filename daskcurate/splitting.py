@@ -22,7 +22,7 @@ from daskcurate.kernels.draws import derive_seed
 from daskcurate.lloyd_loop import Assigned, assign_blocks
 from daskcurate.regroup import contiguous_partitions, from_cells, regroup, to_cells
 from daskcurate.remembering import read_centroids
-from daskcurate.rows import Block, RowBlocks, RowSource, keep_if_small
+from daskcurate.rows import Block, RowBlocks, RowSource, made_of
 from daskcurate.store import write_block
 
 PART_BYTES = 128 << 20
@@ -59,8 +59,8 @@ def split_clusters(
     table = run.task(np.asarray, partition, name="partition-map", key="split")
     giant = np.flatnonzero(sizes > limit)
     frames = [
-        run.task(_row_frame, block, found, table, giant, name="split-rows", key=i)
-        for i, (block, found) in enumerate(zip(blocks.blocks, assigned, strict=True))
+        blocks.task(run, i, _row_frame, found, table, giant, name="split-rows", key=str(i))
+        for i, found in enumerate(assigned)
     ]
     grouped = regroup(run, frames, _ROWS, n_partitions, blocks.nbytes, "split")
     lazy = [
@@ -152,8 +152,8 @@ def _split_giant(
     """Split a cluster that no single task holds, through the distributed loop on its rows."""
     key = f"giant-{cluster}"
     taken = [
-        run.task(_rows_of, block, found, cluster, name="split-giant-rows", key=f"{key}-{i}")
-        for i, (block, found) in enumerate(zip(blocks.blocks, assigned, strict=True))
+        blocks.task(run, i, _rows_of, found, cluster, name="split-giant-rows", key=f"{key}-{i}")
+        for i, found in enumerate(assigned)
     ]
     counts = run.gather(
         [
@@ -161,11 +161,7 @@ def _split_giant(
             for i, block in enumerate(taken)
         ]
     )
-    kept = [(block, count) for block, count in zip(taken, counts, strict=True) if count]
-    rows = keep_if_small(
-        run,
-        RowBlocks([block for block, _ in kept], [count for _, count in kept], blocks.dim, run.scratch(key)),
-    )
+    rows = made_of(run, blocks, taken, counts, key)
     # a step number of its own keeps its seeds and scratch arrays apart from the level's, and being beyond
     # the last resampling step it tells a resumed run that the level itself is fitted
     centroids = fit(
@@ -173,7 +169,10 @@ def _split_giant(
     )
     found, name, _ = assign_blocks(run, rows, centroids, config.n_splits, config.metric, key)
     # block by block first: a task that took the blocks for their numbers would hold the whole cluster
-    numbers = rows.map(run, _row_numbers, name="split-giant-numbers", key=key)
+    numbers = [
+        rows.numbers_task(run, i, np.asarray, name="split-giant-numbers", key=f"{key}-{i}")
+        for i in range(len(rows.blocks))
+    ]
     return run.task(_gather_giant, numbers, found, run.scratch(name), name="split-giant", key=key)
 
 
@@ -184,10 +183,6 @@ def _rows_of(block: Block, found: Assigned, cluster: int) -> Block:
 
 def _n_rows(block: Block) -> int:
     return len(block.numbers)
-
-
-def _row_numbers(block: Block) -> np.ndarray:
-    return block.numbers
 
 
 def _gather_giant(numbers: list[np.ndarray], found: list[Assigned], url: str) -> Parts:
