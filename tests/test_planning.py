@@ -143,15 +143,13 @@ def test_workers_say_what_they_may_use_and_what_they_hold_already(client, monkey
 
 
 def test_the_process_of_a_worker_is_planned_as_it_is():
-    with (
-        make_local_cluster(n_workers=1, memory_limit="1GiB", dashboard_address=None) as cluster,
-        Client(cluster) as own,
-    ):
+    sizes = {"n_workers": 1, "memory_limit": "1GiB", "dashboard_address": "127.0.0.1:0"}
+    with make_local_cluster(**sizes) as cluster, Client(cluster) as own:
         found = cluster_limits(own)
         held = own.run(_held_with_everything_loaded)
     assert found.shares == MemoryShares.configured()
     for planned in (PROCESS_BYTES, found.process_bytes):
-        assert 0.8 * planned < max(held.values()) < planned
+        assert 0.6 * planned < max(held.values()) < planned
 
 
 def _held_with_everything_loaded():
