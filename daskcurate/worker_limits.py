@@ -12,8 +12,9 @@ from daskcurate.device import uses_gpu, wanted_device
 from daskcurate.planning import Limits
 from daskcurate.settings import MemoryShares
 
-LATER_BYTES = 28 << 20
-"""What the first tasks add to a process for good: Dask's data frames and shuffle, BLAS's buffers, zarr's threads."""
+LATER_BYTES = 48 << 20
+"""What a process holds for good besides what it held when it loaded this module: the worker, Dask's data frames
+and shuffle, together 18 to 30 MiB where that was measured; buffers of BLAS and of zarr's threads."""
 
 # by this Dask judges a process
 _monitor = SystemMonitor(
