@@ -10,9 +10,13 @@ import statistics
 import tempfile
 import threading
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import dask
+import dask.array as da
 import numpy as np
 import psutil
 from common import machine, options, parsed, print_table, seconds_of, unit_rows
@@ -32,10 +36,14 @@ def run(emb: dc.Embeddings, folder: str, **settings: Any) -> tuple[float, Any]:
 
 
 class Peaks:
-    """The largest resident memory of this process and of each of its children, sampled 10 times a second."""
+    """The largest resident memory of this process and of each of its children, sampled 10 times a second.
 
-    def __init__(self) -> None:
+    Of a cluster's workers also how long the one that Dask paused most was paused.
+    """
+
+    def __init__(self, cluster: Any = None) -> None:
         self.client, self.workers, self.running = 0, dict[int, int](), True
+        self.cluster, self.paused = cluster, Counter[str]()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
 
@@ -49,6 +57,9 @@ class Peaks:
                 except psutil.NoSuchProcess:
                     continue
                 self.workers[child.pid] = max(self.workers.get(child.pid, 0), rss)
+            if self.cluster is not None:
+                states = list(self.cluster.scheduler.workers.values())
+                self.paused.update(state.address for state in states if state.status.name == "paused")
             time.sleep(0.1)
 
     def stop(self) -> tuple[int, int]:
@@ -56,6 +67,11 @@ class Peaks:
         self.running = False
         self.thread.join()
         return self.client, max(self.workers.values(), default=0)
+
+    @property
+    def seconds_paused(self) -> float:
+        """How long the worker that was paused most was, about."""
+        return max(self.paused.values(), default=0) / 10
 
 
 def workers(args: argparse.Namespace, folder: str) -> None:
@@ -79,44 +95,78 @@ def workers(args: argparse.Namespace, folder: str) -> None:
     )
 
 
+WIDTH = 384
+
+
+def large_pool(folder: str, n: int) -> dc.Embeddings:
+    """Return a pool of n unit rows around 2000 centres, made a block at a time."""
+    centres = np.random.default_rng(0).standard_normal((2000, WIDTH)).astype(np.float32)
+
+    def made(number: int, count: int) -> np.ndarray:
+        rng = np.random.default_rng((1, number))
+        rows = rng.standard_normal((count, WIDTH), dtype=np.float32)
+        rows += centres[rng.integers(0, len(centres), count)]
+        return rows
+
+    counts = [min(65536, n - start) for start in range(0, n, 65536)]
+    blocks = [
+        da.from_delayed(dask.delayed(made)(i, count), (count, WIDTH), np.float32)
+        for i, count in enumerate(counts)
+    ]
+    return dc.ingest(da.concatenate(blocks), f"{folder}/large.zarr", normalize=True)
+
+
+def read_rate(emb: dc.Embeddings, *, cold: bool) -> float:
+    """Return the bytes a second at which two threads read the pool's rows, out of the page cache or not."""
+    if cold:
+        for file in Path(emb.path, "embeddings", "c").glob("*/0"):
+            with file.open("rb") as open_file:
+                os.fsync(open_file.fileno())
+                os.posix_fadvise(open_file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    starts = range(0, len(emb), emb.chunk_rows)
+
+    def read(start: int) -> int:
+        return emb.rows.read(start, min(start + emb.chunk_rows, len(emb))).nbytes
+
+    with ThreadPoolExecutor(2) as pool:
+        seconds, sizes = seconds_of(lambda: sum(pool.map(read, starts)))
+    return sizes / seconds
+
+
+def memory_run(emb: dc.Embeddings, folder: str, limit: int, updates: int) -> tuple[float, float, int, float]:
+    """Return seconds, inertia, the largest worker's peak and seconds paused of k-means on workers of ``limit``."""
+    with make_local_cluster(n_workers=2, memory_limit=limit) as cluster, Client(cluster):
+        peaks = Peaks(cluster)
+        seconds, made = run(emb, folder, n_clusters=1000, init="random", n_iters=updates)
+        _, worker = peaks.stop()
+    return seconds, made.inertia, worker, peaks.seconds_paused
+
+
 def memory(args: argparse.Namespace, folder: str) -> None:
-    limit = args.memory << 20
-    n = int(args.times * 2 * limit) // (4 * 384)
-    rng = np.random.default_rng(0)
-    centres = rng.standard_normal((2000, 384)).astype(np.float32)
-    path = Path(folder) / "large.npy"
-    large = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(n, 384))
-    for start in range(0, n, 65536):
-        count = min(65536, n - start)
-        large[start : start + count] = centres[rng.integers(0, 2000, count)] + rng.standard_normal(
-            (count, 384), dtype=np.float32
-        )
-    large.flush()
-    del large
-    emb = dc.ingest(str(path), f"{folder}/large.zarr", normalize=True)
-    path.unlink()
-    settings = {"n_clusters": 1000, "init": "random", "n_iters": 3}
-    found = []
-    for name, share in (("held in memory", None), (f"{args.times:g} times the workers' memory", limit)):
-        with make_local_cluster(n_workers=2, memory_limit=share or "auto") as cluster, Client(cluster):
-            peaks = Peaks()
-            seconds, _ = run(emb, folder, **settings)
-            client, worker = peaks.stop()
-        found.append((name, seconds, client, worker))
-    print(f"{n} rows of 384, {4 * 384 * n >> 20} MiB as float32; workers of {args.memory} MiB")
+    limit, updates = args.memory << 20, args.updates
+    n = int(args.times * 2 * limit) // (4 * WIDTH)
+    emb = large_pool(folder, n) if args.pool is None else dc.open_embeddings(args.pool)
+    n = len(emb)
+    rates = {name: read_rate(emb, cold=name == "cold") for name in ("cold", "warm")}
+    print(f"{n} rows of {emb.dim}, {4 * emb.dim * n >> 20} MiB as float32; workers of {args.memory} MiB")
+    print(", ".join(f"read {name} at {rate / 1e9:.2f} GB/s" for name, rate in rates.items()))
+    enough = (
+        2 * n * emb.dim * 4
+    )  # a worker's limit at which half of the pool is far below what Dask spills at
+    table, first = [], 0.0
+    for name, size in (("held in memory", enough), (f"{args.times:g} times the workers' memory", limit)):
+        seconds, inertia, worker, paused = memory_run(emb, folder, size, updates)
+        rate = (updates + 1) * n / seconds
+        first = first or rate
+        table.append(
+            (name, f"{seconds:.1f}", f"{rate:.0f}", f"{rate / first:.2f}", f"{worker >> 20} MiB", f"{paused:.1f}",
+             f"{inertia:.6f}")
+        )  # fmt: skip
     print_table(
-        (
-            "k-means, k = 1000, 3 updates",
-            "seconds",
-            "rows a second",
-            "client's peak",
-            "largest worker's peak",
-        ),
-        [
-            (name, f"{seconds:.1f}", f"{5 * n / seconds:.0f}", f"{client >> 20} MiB", f"{worker >> 20} MiB")
-            for name, seconds, client, worker in found
-        ],
-    )
+        (f"k-means, k = 1000, {updates} updates", "seconds", "rows a second", "of those held",
+         "largest worker's peak", "seconds paused", "inertia"),
+        table,
+    )  # fmt: skip
 
 
 def clusters(args: argparse.Namespace, folder: str) -> None:
@@ -158,9 +208,11 @@ def main() -> None:
     cli.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     cli.add_argument("--rows", type=int, default=50_000)
     cli.add_argument("--clusters", type=int, default=500)
-    cli.add_argument("--memory", type=int, default=700, help="MiB of a worker in the part memory")
+    cli.add_argument("--memory", type=int, default=640, help="MiB of a worker in the part memory")
+    cli.add_argument("--updates", type=int, default=3, help="updates of the part memory")
+    cli.add_argument("--pool", help="pool of the part memory; without: one is made")
     cli.add_argument(
-        "--times", type=float, default=8.0, help="the pool's size, of both workers' memory together"
+        "--times", type=float, default=8.0, help="the size of that pool, of both workers' memory together"
     )
     cli.add_argument("--many-rows", type=int, default=1_000_000)
     cli.add_argument("--many-clusters", type=int, default=100_000)

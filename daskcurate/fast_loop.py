@@ -156,9 +156,10 @@ def _restricted(
     lists = run.task(_lists, table, seed, 1, name="kmeans-lists", key=key)
     old = None if labels is None else run.scratch(labels)
     passed = [
-        run.task(
+        blocks.task(
+            run,
+            i,
             _pass,
-            block,
             table,
             lists,
             old,
@@ -168,7 +169,7 @@ def _restricted(
             name="kmeans-pass",
             key=f"{key}-{i}",
         )
-        for i, block in enumerate(blocks.blocks)
+        for i in range(len(blocks.blocks))
     ]
     total = tree(run, _combine, passed, name="kmeans-combine", key=key)
     return run.gather(
@@ -221,10 +222,7 @@ def assign_two_level(
         for turn in range(2)
     ]
     assigned = run.persist(
-        [
-            run.task(_assign, block, table, *lists, name="kmeans-assign", key=f"{key}-{i}")
-            for i, block in enumerate(blocks.blocks)
-        ],
+        blocks.map(run, _assign, table, *lists, name="kmeans-assign", key=key),
         "assign",
     )
     sizes = count_sizes(run, assigned, k, key)

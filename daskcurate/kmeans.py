@@ -13,13 +13,13 @@ from daskcurate.config import INITS, METRICS, KMeansConfig, check_choice
 from daskcurate.fast_loop import assign_two_level
 from daskcurate.fitting import fit, fit_resampled, is_lloyds, resamples_whole
 from daskcurate.kernels.draws import derive_seed
-from daskcurate.kmeans_planning import kmeans_plan
+from daskcurate.kmeans_planning import kmeans_plan, working_memory
 from daskcurate.lloyd_loop import Assigned, assign_blocks
 from daskcurate.narrowing import NAME, narrowed, with_directions
 from daskcurate.nodes import GivenArray, Stage, checked_embeddings
 from daskcurate.planning import Limits, StagePlan
 from daskcurate.resampling import resample
-from daskcurate.rows import Block, RowBlocks, RowSource, open_blocks
+from daskcurate.rows import RowBlocks, RowSource, open_blocks
 from daskcurate.selection import Selection, selection_or_none
 from daskcurate.splitting import PART_BYTES, split_clusters
 from daskcurate.store import read_block, write_block
@@ -221,24 +221,29 @@ class Clustering(Stage):
 
     def plan(self, limits: Limits) -> StagePlan:
         """Return what running the stage takes."""
+        return kmeans_plan(self.title, **self._sizes(), limits=limits)
+
+    def _sizes(self) -> dict[str, Any]:
+        """Return what plans of the stage go by."""
         emb = self.emb
         assert emb is not None
-        return kmeans_plan(
-            self.title,
-            n=self.n_rows,
-            d=emb.dim,
-            itemsize=emb.dtype.itemsize if self.parent is None else 4,
-            chunk_rows=self.chunk_rows,
-            config=self.config,
-            limits=limits,
-            split_bytes=PART_BYTES,
-        )
+        of_rows = self.parent is None
+        return {
+            "n": self.n_rows,
+            "d": emb.dim,
+            "itemsize": emb.dtype.itemsize if of_rows else 4,
+            "chunk_rows": self.chunk_rows,
+            "config": self.config,
+            "split_bytes": PART_BYTES,
+            "local": of_rows and emb.rows.is_local,
+        }
 
     def execute(self, run: Any) -> dict[str, Any]:
         """Fit, resample, split or assign, and write the result."""
         config = self.config
         source = self.source()
-        blocks = open_blocks(run, source, config.metric, "rows")
+        working = working_memory(**self._sizes(), limits=run.limits)
+        blocks = open_blocks(run, source, config.metric, "rows", working)
         k = config.n_clusters
         if not len(blocks):
             raise ValueError(f"{self.title}: no row is left to cluster; loosen within")
@@ -304,10 +309,18 @@ def write_clustering(
     """Write labels, distances, sizes and centroids; return the figures to record."""
     urls = [run.declare(name, (source.n_rows,), source.chunk_rows) for name in ("labels", "distances")]
     writes = [
-        run.task(
-            _write_rows, urls, source.chunk_rows, source.n_rows, block, found, name="write-labels", key=i
+        blocks.numbers_task(
+            run,
+            i,
+            _write_rows,
+            urls,
+            source.chunk_rows,
+            source.n_rows,
+            found,
+            name="write-labels",
+            key=str(i),
         )
-        for i, (block, found) in enumerate(zip(blocks.blocks, assigned, strict=True))
+        for i, found in enumerate(assigned)
     ]
     inertia = math.fsum(run.gather(writes, "write labels"))
     k, chunk = len(sizes), centroid_chunk(source.dim)
@@ -329,14 +342,14 @@ def copy_rows(source: str, target: str, start: int, stop: int) -> None:
     write_block(target, start, read_block(source, start, stop))
 
 
-def _write_rows(urls: list[str], chunk_rows: int, n_rows: int, block: Block, found: Assigned) -> float:
+def _write_rows(numbers: np.ndarray, urls: list[str], chunk_rows: int, n_rows: int, found: Assigned) -> float:
     """Write the labels and distances of a block's chunks, full length; return its inertia."""
-    start = int(block.numbers[0]) // chunk_rows * chunk_rows
-    stop = (int(block.numbers[-1]) // chunk_rows + 1) * chunk_rows
+    start = int(numbers[0]) // chunk_rows * chunk_rows
+    stop = (int(numbers[-1]) // chunk_rows + 1) * chunk_rows
     length = min(stop, n_rows) - start
     labels, distances = np.full(length, -1, np.int32), np.full(length, np.nan, np.float32)
-    labels[block.numbers - start] = found.labels
-    distances[block.numbers - start] = found.distances
+    labels[numbers - start] = found.labels
+    distances[numbers - start] = found.distances
     write_block(urls[0], start, labels)
     write_block(urls[1], start, distances)
     return found.inertia

@@ -8,11 +8,12 @@ import math
 from typing import Any
 
 from daskcurate.fitting import is_lloyds, lloyd_fits_one_task, one_task_bytes
+from daskcurate.kernels.leading import LEAST_WIDTH, MOST
 from daskcurate.kernels.restricted import list_size
 from daskcurate.kernels.seeding import operations, trials
-from daskcurate.planning import PROCESS_BYTES, SHUFFLE_BYTES, Limits, StagePlan, tree_tasks
+from daskcurate.planning import SHUFFLE_BYTES, Limits, StagePlan, tree_tasks
 from daskcurate.remembering import LIMIT_BYTES, PARTIAL_SHARE
-from daskcurate.rows import BLOCKS, chunks_per_block
+from daskcurate.rows import BLOCKS, PIECE_BYTES, chunks_per_block
 from daskcurate.seeds import SAMPLE_ROWS, SAMPLE_UPDATES, greedy_rows, seeds_at_once
 from daskcurate.two_level import COARSE_ROWS, PARTITIONS, SEED_ROWS, UPDATES
 
@@ -20,8 +21,15 @@ PASSES = 9
 """Restricted passes that the algorithms besides Lloyd's make, about."""
 EXACT_PASSES = 2
 """Passes over all centroids of the algorithm ``fast``, the last assignment with them."""
+SUMS_BYTES = 48 << 20
+"""What adding up the rows of a block takes besides: float64 copies of a few columns (32 MiB), their sums, scores."""
 ROUNDS = 2.5
 """Rounds of a trivial step that a pass costs besides its work: centroids and checkpoint are written and read."""
+
+
+def narrow_bytes(n: int, d: int) -> int:
+    """Return the bytes of n rows of width d in their leading directions, at most."""
+    return int(n * (MOST * d + 4) * 4) if d >= LEAST_WIDTH else 0
 
 
 def seed_memory(config: Any, n: int, d: int, k: int, block: int) -> int:
@@ -36,6 +44,47 @@ def seed_memory(config: Any, n: int, d: int, k: int, block: int) -> int:
     if config.init == "k-means||":  # five rounds of 2k candidates, made ready to score a block with
         return 4 * block + 7 * min(n, 10 * k) * d * 4
     return k * d * 8  # drawn in parts, then put together
+
+
+def tasks_memory(
+    *,
+    n: int,
+    d: int,
+    itemsize: int,
+    chunk_rows: int,
+    config: Any,
+    limits: Limits,
+    split_bytes: int,
+    local: bool,
+) -> dict[str, int]:
+    """Return the bytes of the largest task of each kind; arguments as of :func:`kmeans_plan`."""
+    k = min(config.n_clusters, n)
+    block_rows = min(n, chunk_rows * chunks_per_block(n, chunk_rows, d, limits.on_gpu))
+    blocks, items = -(-n // block_rows), block_rows * d
+    whole = 0
+    for rows in {n, *([min(n, config.sample_size * k)] if config.resamples else [])}:
+        parts = min(blocks, rows)
+        if is_lloyds(config.algorithm, rows, d, k) and lloyd_fits_one_task(limits, rows, d, k, parts):
+            whole = max(whole, one_task_bytes(rows, d, k, parts))
+    reading = 2 * PIECE_BYTES if local else items * itemsize
+    return {
+        "step": items * 4 + reading + 4 * k * d * 4 + k * d * 8 + SUMS_BYTES + 32 * block_rows,
+        "combine": 9 * k * (d + 1) * 8,
+        "seed": seed_memory(config, n, d, k, items),
+        "whole": whole,
+        "split": 5 * min(n * d * 4, split_bytes) + SHUFFLE_BYTES if config.n_splits > 1 else 0,
+    }
+
+
+def working_memory(*, n: int, d: int, chunk_rows: int, config: Any, limits: Limits, **more: Any) -> int:
+    """Return what a worker needs at the worst moment, besides blocks that it holds; arguments as below."""
+    tasks = tasks_memory(n=n, d=d, chunk_rows=chunk_rows, config=config, limits=limits, **more)
+    k = min(config.n_clusters, n)
+    block_rows = min(n, chunk_rows * chunks_per_block(n, chunk_rows, d, limits.on_gpu))
+    partial, blocks = k * d * 8, -(-n // block_rows)
+    sums = partial * blocks if partial * PARTIAL_SHARE <= block_rows * d * 4 else 0
+    # labels, bounds and sums of the last pass
+    return limits.peak(max(tasks.values()), min(LIMIT_BYTES, (n * 8 + sums) // limits.n_workers))
 
 
 def lloyd_passes(n_iters: int, rows_per_cluster: float) -> float:
@@ -54,8 +103,12 @@ def kmeans_plan(
     config: Any,
     limits: Limits,
     split_bytes: int,
+    local: bool = True,
 ) -> StagePlan:
-    """Return the plan of one k-means level over n rows of width d (``config``: a KMeansConfig)."""
+    """Return the plan of one k-means level over n rows of width d (``config``: a KMeansConfig).
+
+    ``local``: whether the rows are read piece by piece, as those of a pool in a folder are.
+    """
     k = min(config.n_clusters, n)
     fast = not is_lloyds(config.algorithm, n, d, k)
     block_rows = min(n, chunk_rows * chunks_per_block(n, chunk_rows, d, limits.on_gpu))
@@ -71,7 +124,7 @@ def kmeans_plan(
         "serial-assign": 0.0,
         "stream": 0.0,
     }
-    passes, whole = 2.0 + config.resamples, 0
+    passes = 2.0 + config.resamples
     for rows in fits:
         _add_seeding(work, config, rows, d, k)
         if not is_lloyds(config.algorithm, rows, d, k):
@@ -83,32 +136,25 @@ def kmeans_plan(
             work["stream"] += 4 * rows * d * (0.3 * PASSES + 1.5 * exact)
             passes += PASSES + math.ceil(exact)
         else:
-            local = lloyd_fits_one_task(limits, rows, d, k, min(blocks, rows))
-            work["alone-assign" if local else "assign"] += (
+            alone = lloyd_fits_one_task(limits, rows, d, k, min(blocks, rows))
+            work["alone-assign" if alone else "assign"] += (
                 2 * rows * k * d * lloyd_passes(config.n_iters, rows / k)
             )
             work["stream"] += 4 * rows * d * 1.7 * config.n_iters
-            passes += 1 if local else config.n_iters
-            whole = max(whole, one_task_bytes(rows, d, k, min(blocks, rows)) if local else 0)
+            passes += 1 if alone else config.n_iters
     if config.algorithm == "two-level" and fast:
         work["listed"] += 2 * n * d * (4 * list_size(k) + 4 * math.sqrt(k)) * (1 + config.resamples)
     elif not fast:
         work["assign"] += 2 * n * k * d * (1 + config.resamples)
     work["stream"] += 4 * n * d * (3 + config.resamples)
-    kept, held = 0, False
-    if limits.total_memory is None or n * d * 4 <= limits.total_memory // 2:
-        kept, held = n * d * 4 // limits.n_workers, True
-    items, partial = block_rows * d, k * d * 8
-    sums = partial * blocks if partial * PARTIAL_SHARE <= items * 4 else 0
-    kept += min(LIMIT_BYTES, (n * 8 + sums) // limits.n_workers)  # labels, bounds and sums of the last pass
-    tasks_memory = {
-        "step": items * (itemsize + 4) + 4 * k * d * 4 + partial + (16 << 20),
-        "combine": 9 * k * (d + 1) * 8,
-        "seed": seed_memory(config, n, d, k, items),
-        "whole": whole,
-        "split": 5 * min(n * d * 4, split_bytes) + SHUFFLE_BYTES if config.n_splits > 1 else 0,
-    }
-    worst = max(tasks_memory, key=lambda name: tasks_memory[name])
+    sizes = {"n": n, "d": d, "itemsize": itemsize, "chunk_rows": chunk_rows, "config": config}
+    tasks = tasks_memory(**sizes, limits=limits, split_bytes=split_bytes, local=local)
+    working = working_memory(**sizes, limits=limits, split_bytes=split_bytes, local=local)
+    rows_held = limits.holds(n * d * 4, block_rows * d * 4, working)
+    held = n * d * 4 if rows_held else 0
+    if fast and limits.holds(held + narrow_bytes(n, d), block_rows * d * 4, working):
+        held += narrow_bytes(n, d)
+    worst = max(tasks, key=lambda name: tasks[name])
     advice = {
         "step": "lower n_clusters, or give the workers more memory or fewer threads each",
         "combine": "lower n_clusters, or give the workers more memory or fewer threads each",
@@ -120,7 +166,7 @@ def kmeans_plan(
     return StagePlan(
         stage=title,
         rows=n,
-        bytes_read=int(n * d * itemsize * (1 if held else passes)),
+        bytes_read=int(n * d * itemsize * (1 if rows_held else passes)),
         flops=int(
             sum(
                 work[name]
@@ -128,7 +174,7 @@ def kmeans_plan(
             )
         ),
         tasks=int(passes * (blocks + tree_tasks(blocks) + 2)),
-        peak_memory=PROCESS_BYTES + limits.threads_per_worker * tasks_memory[worst] + kept,
+        peak_memory=working + held // limits.n_workers,
         disk=n * 8 + made * (d * 4 + 8),
         advice=advice,
         work={**work, "rounds": ROUNDS * passes + 6 * len(fits)},

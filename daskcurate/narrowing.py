@@ -9,7 +9,7 @@ from daskcurate.arrays import Array
 from daskcurate.device import on_device
 from daskcurate.kernels.draws import derive_seed
 from daskcurate.kernels.leading import SAMPLE_ROWS, Directions, Leading, leading_directions, project
-from daskcurate.rows import Block, Narrow, NarrowBlock, RowBlocks, drawn_rows, fits_workers
+from daskcurate.rows import Block, Narrow, NarrowBlock, RowBlocks, drawn_rows, keep_if_small
 from daskcurate.store import read_block, write_scratch
 
 NAME = "directions"
@@ -35,11 +35,10 @@ def with_directions(run: Any, blocks: RowBlocks, seed: int, width: int | None) -
 def narrowed(run: Any, blocks: RowBlocks, directions: str, width: int) -> RowBlocks:
     """Return the blocks with their rows in the ``directions`` (a URL), of which there are ``width``."""
     lazy = blocks.map(run, _narrow, directions, name="kmeans-narrow", key=blocks.name)
-    rows = RowBlocks(lazy, blocks.counts, width, f"{blocks.name}-narrow")
-    held = blocks.nbytes if fits_workers(run, blocks.nbytes) else 0
-    if fits_workers(run, held + rows.nbytes):
-        rows = dataclasses.replace(rows, blocks=run.persist(lazy, "directions"))
-    return dataclasses.replace(blocks, narrow=Narrow(rows, directions))
+    rows = dataclasses.replace(blocks, blocks=lazy, dim=width, name=f"{blocks.name}-narrow", reading=None)
+    rows = keep_if_small(run, rows)
+    is_held = rows.held > blocks.held
+    return dataclasses.replace(blocks, narrow=Narrow(rows, directions, is_held), held=rows.held)
 
 
 def _find(sample: list[Block], url: str) -> int:

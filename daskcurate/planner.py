@@ -13,9 +13,10 @@ from daskcurate.calibration import Machine, machine_of, rates
 from daskcurate.config import check_int
 from daskcurate.nodes import Stage
 from daskcurate.planning import Limits, Plan, plan_stages
-from daskcurate.runner import cluster_limits, current_client, flatten, given_client, worker_threads
+from daskcurate.runner import current_client, flatten, given_client, worker_threads
 from daskcurate.store import RunStore
 from daskcurate.tasks import call, task
+from daskcurate.worker_limits import cluster_limits
 
 
 def _with_stored_inputs(stage: Stage, store: RunStore) -> Stage:
@@ -76,7 +77,10 @@ def plan(
     if n_workers is not None:
         count = check_int("n_workers", n_workers, 1)
         threads = check_int("threads_per_worker", 1 if threads_per_worker is None else threads_per_worker, 1)
-        limits = Limits(count, count * threads, limits.worker_memory, threads)
+        limits = Limits(
+            count, count * threads, limits.worker_memory, threads,
+            shares=limits.shares, process_bytes=limits.process_bytes,
+        )  # fmt: skip
     elif threads_per_worker is not None:
         raise ValueError(f"threads_per_worker={threads_per_worker!r} is not allowed without n_workers")
     if memory_limit is not None:

@@ -1,7 +1,8 @@
 """What a run takes, before it runs: rows, bytes, operations, tasks, memory and disk, in integers.
 
 Row counts are upper bounds: what an earlier stage will drop is not known yet. Peak memory is one
-worker's, with as many tasks at once as it has threads.
+worker's, with as many tasks at once as it has threads. It may be as much as Dask lets a worker use: above a part of
+its limit (the setting ``distributed.worker.memory.pause``) a worker starts no task, so that a run would stand still.
 """
 
 import dataclasses
@@ -12,9 +13,10 @@ from typing import Any
 import dask.utils
 
 from daskcurate.local_cluster import LocalClusterConfig
+from daskcurate.settings import MemoryShares
 
 PROCESS_BYTES = 260 << 20
-"""Python, Dask and the libraries of a worker process before it holds any data."""
+"""Python, Dask and the libraries of a worker process before it holds any data, where no worker can be asked."""
 ALONE_GAIN = 0.6
 """What each further thread adds to the rate of a task that runs alone: some of its steps are not shared."""
 SMALL_REGROUP_BYTES = 256 << 20
@@ -46,6 +48,10 @@ class Limits:
     """Threads of the workers of one host, the least where hosts differ: for a task that runs alone."""
     on_gpu: bool = False
     """Whether the workers compute on GPUs."""
+    shares: MemoryShares = field(default_factory=MemoryShares.configured)
+    """How much of their memory Dask lets the workers use."""
+    process_bytes: int = PROCESS_BYTES
+    """What a worker process holds before any data."""
 
     @classmethod
     def local(cls) -> "Limits":
@@ -75,11 +81,46 @@ class Limits:
         return None if self.worker_memory is None else self.worker_memory * self.n_workers
 
     @property
+    def usable_memory(self) -> int | None:
+        """What one worker may use before Dask pauses it; None: not limited."""
+        return None if self.worker_memory is None else int(self.worker_memory * self.shares.pause)
+
+    @property
     def thread_memory(self) -> int:
         """Memory for the data of one task."""
-        if self.worker_memory is None:
+        if self.usable_memory is None:
             return 1 << 62
-        return max(1 << 20, (self.worker_memory - PROCESS_BYTES) // self.threads_per_worker)
+        return max(1 << 20, (self.usable_memory - self.process_bytes) // self.threads_per_worker)
+
+    def holds(self, nbytes: int, part_bytes: int, working_bytes: int) -> bool:
+        """Return whether the workers hold results of ``nbytes`` in all while they work, without going to disk.
+
+        Parameters
+        ----------
+        part_bytes
+            The largest of the results: workers share them out that evenly.
+        working_bytes
+            What a worker needs besides; see :meth:`peak`.
+        """
+        if self.worker_memory is None:
+            return True
+        each = nbytes // self.n_workers + part_bytes
+        return (
+            each <= self.worker_memory * self.shares.target
+            and each + working_bytes <= self.worker_memory * self.shares.spill
+        )
+
+    def against(self, needed: int) -> str:
+        """Return the text of an error that sets the bytes that a worker needs against those that it may use."""
+        limit, usable = self.worker_memory or 0, self.usable_memory or 0
+        return (
+            f"{needed} bytes ({human(needed)}) in one worker, which may use {usable} bytes ({human(usable)}): Dask "
+            f"pauses workers at {self.shares.pause:.0%} of their limit, which is {limit} bytes ({human(limit)})"
+        )
+
+    def peak(self, task_bytes: int, kept: int = 0) -> int:
+        """Return what a worker holds with a task of ``task_bytes`` in each thread, and ``kept`` beside them."""
+        return self.process_bytes + self.threads_per_worker * task_bytes + kept
 
     @property
     def small_regroup_bytes(self) -> int:
@@ -164,17 +205,19 @@ class Plan:
         return not any(self._too_large())
 
     def _too_large(self) -> Iterable[StagePlan]:
-        limit = self.limits.worker_memory
-        return [] if limit is None else [stage for stage in self.stages if stage.peak_memory > limit]
+        usable = self.limits.usable_memory
+        return [] if usable is None else [stage for stage in self.stages if stage.peak_memory > usable]
 
     def check(self) -> None:
         """Raise PlanError if a stage does not fit, naming it and the bytes."""
         for stage in self._too_large():
-            raise PlanError(
-                f"stage '{stage.stage}' needs {stage.peak_memory} bytes ({human(stage.peak_memory)}) in one worker, "
-                f"whose limit is {self.limits.worker_memory} bytes ({human(self.limits.worker_memory or 0)}): "
-                f"{stage.advice or 'give the workers more memory or fewer threads each'}"
-            )
+            advice = stage.advice or "give the workers more memory or fewer threads each"
+            if self.limits.process_bytes > (self.limits.usable_memory or 0):
+                advice = (
+                    f"the process and its libraries alone take {human(self.limits.process_bytes)}; "
+                    "give the workers more memory"
+                )
+            raise PlanError(f"stage '{stage.stage}' needs {self.limits.against(stage.peak_memory)}: {advice}")
 
     @property
     def header(self) -> tuple[str, ...]:
@@ -208,7 +251,10 @@ class Plan:
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
         ]
-        memory = "no limit" if self.limits.worker_memory is None else human(self.limits.worker_memory)
+        limit, usable = self.limits.worker_memory, self.limits.usable_memory
+        memory = "no limit"
+        if limit is not None and usable is not None:
+            memory = f"{human(limit)} ({human(usable)} usable)"
         lines.append(f"{self.limits.n_workers} workers, {self.limits.n_threads} threads, {memory} a worker")
         return "\n".join(lines)
 
@@ -297,7 +343,7 @@ def dedup_plan(
         bytes_read=n * d * itemsize,
         flops=flops,
         tasks=tasks,
-        peak_memory=PROCESS_BYTES + limits.threads_per_worker * worst,
+        peak_memory=limits.peak(worst),
         disk=disk,
         advice="give the workers more memory, or take rule='earlier'"
         if across and rule == "connected"
@@ -326,7 +372,7 @@ def selection_plan(
         bytes_read=0,
         flops=0,
         tasks=steps * chunks + 8,
-        peak_memory=PROCESS_BYTES + limits.threads_per_worker * (rank + min(n, chunk_rows) * 40 + k * 48),
+        peak_memory=limits.peak(rank + min(n, chunk_rows) * 40 + k * 48),
         disk=n * row_bytes + k * 40,
         work={"rounds": 8},
         parts=limits.n_threads,

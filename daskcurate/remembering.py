@@ -21,13 +21,12 @@ from daskcurate.kernels.lloyd import Last, Partial, moves_of, step_chunk
 from daskcurate.store import read_block
 
 LIMIT_BYTES = 96 << 20
-"""Memory for it in one worker process; what was used longest ago goes first."""
+"""Memory for it in one worker process. What other rows left goes first; of the rows in work, those that came first
+stay: a pass takes blocks in turn, and what was used longest ago is what the next pass begins with."""
 DEVICE_LIMIT_BYTES = 2 << 30
 """Likewise where it is memory of a GPU."""
 PARTIAL_SHARE = 4
 """Sums are remembered where they take at most this fraction (1 / n) of the block's own bytes."""
-SCORER_BYTES = 16 << 20
-"""Centroids of other fits under way that are kept besides those asked for last."""
 MOVES_KEPT = 16
 """Pairs of tables whose centroids' moves are kept: one for each fit under way."""
 
@@ -56,13 +55,10 @@ class Table:
         with _reading:
             found = _scorers.get(self)
             if found is None:
+                _scorers.clear()  # one at a time: those of a finished pass are not needed any more
                 directions = None if self.directions is None else read_directions(self.directions)
                 found = Scorer(read_centroids(self.url), self.metric, directions=directions)
                 _scorers[self] = found
-                held = sum(item.centroids.nbytes for item in _scorers.values())
-                while len(_scorers) > 1 and held > SCORER_BYTES:
-                    held -= _scorers.popitem(last=False)[1].centroids.nbytes
-            _scorers.move_to_end(self)
         return at_hand(found)
 
 
@@ -170,13 +166,18 @@ def _keep(block: Any, scorer: Scorer, rows_name: str, found: Assignment, partial
     limit = LIMIT_BYTES if on_host else DEVICE_LIMIT_BYTES
     if partial is not None and partial.sums.nbytes * PARTIAL_SHARE > block.rows.nbytes:
         partial = None
-    nbytes = found.labels.nbytes + found.second.nbytes + (partial.sums.nbytes if partial else 0)
+    nbytes = found.labels.nbytes + found.second.nbytes
+    sums = partial.sums.nbytes if partial else 0
     key = (rows_name, int(block.numbers[0]))
     with _lock:
         if key in _entries:
             _used -= _entries.pop(key).nbytes
-        if nbytes <= limit:
-            _entries[key] = _Entry(scorer.centroids, found, partial, nbytes)
-            _used += nbytes
-        while _used > limit:
-            _used -= _entries.popitem(last=False)[1].nbytes
+        for other in [other for other in _entries if other[0] != rows_name]:
+            if _used + nbytes + sums <= limit:
+                break
+            _used -= _entries.pop(other).nbytes
+        if _used + nbytes + sums > limit:  # bounds spare more work than sums, and are smaller
+            partial, sums = None, 0
+        if _used + nbytes <= limit:
+            _entries[key] = _Entry(scorer.centroids, found, partial, nbytes + sums)
+            _used += nbytes + sums

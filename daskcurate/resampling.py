@@ -12,7 +12,7 @@ from daskcurate.kernels.draws import derive_seed, row_uniform
 from daskcurate.kernels.threads import spread
 from daskcurate.lloyd_loop import Assigned, assign_blocks, assigned_rows
 from daskcurate.regroup import Labelled, rank_in_cluster, ranks_of_blocks
-from daskcurate.rows import Block, RowBlocks, keep_if_small
+from daskcurate.rows import Block, RowBlocks, made_of
 
 
 def resample(
@@ -23,13 +23,13 @@ def resample(
     assigned, _, sizes = assign_blocks(run, blocks, centroids, k, config.metric, key)
     seed = _draw_seed(config, step)
     labelled = [
-        run.task(_labelled, block, found, seed, name="resample-keys", key=f"{key}-{i}")
-        for i, (block, found) in enumerate(zip(blocks.blocks, assigned, strict=True))
+        blocks.numbers_task(run, i, _labelled, found, seed, name="resample-keys", key=f"{key}-{i}")
+        for i, found in enumerate(assigned)
     ]
     ranks = run.persist(rank_in_cluster(run, labelled, blocks.counts, sizes, key), "rank rows")
     taken = [
-        run.task(_take, block, rank, config.sample_size, name="resample-take", key=f"{key}-{i}")
-        for i, (block, rank) in enumerate(zip(blocks.blocks, ranks, strict=True))
+        blocks.task(run, i, _take, rank, config.sample_size, name="resample-take", key=f"{key}-{i}")
+        for i, rank in enumerate(ranks)
     ]
     counts = run.gather(
         [
@@ -37,10 +37,7 @@ def resample(
             for i, rank in enumerate(ranks)
         ]
     )
-    kept = [(block, count) for block, count in zip(taken, counts, strict=True) if count]
-    return keep_if_small(
-        run, RowBlocks([b for b, _ in kept], [n for _, n in kept], blocks.dim, run.scratch(key))
-    )
+    return made_of(run, blocks, taken, counts, key)
 
 
 def resample_in_memory(
@@ -60,7 +57,7 @@ def _draw_seed(config: KMeansConfig, step: int) -> int | None:
 
 
 def _labelled_block(block: Block, scorer: Scorer, seed: int | None) -> Labelled:
-    return _labelled(block, _assigned(block, scorer), seed)
+    return _labelled(block.numbers, _assigned(block, scorer), seed)
 
 
 @on_device
@@ -68,8 +65,8 @@ def _assigned(block: Block, scorer: Scorer) -> Assigned:
     return assigned_rows(block, assign(block.rows, scorer).labels, scorer)
 
 
-def _labelled(block: Block, found: Assigned, seed: int | None) -> Labelled:
-    return Labelled(found.labels, found.distances if seed is None else row_uniform(seed, block.numbers))
+def _labelled(numbers: np.ndarray, found: Assigned, seed: int | None) -> Labelled:
+    return Labelled(found.labels, found.distances if seed is None else row_uniform(seed, numbers))
 
 
 def _take(block: Block, ranks: np.ndarray, count: int) -> Block:

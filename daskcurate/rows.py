@@ -4,6 +4,7 @@ A block is the rows of one chunk of a zarr array that a mask leaves. Blocks are 
 this package maps over, and their numbers fix the order of every sum.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -117,26 +118,41 @@ def block_numbers(source: RowSource, start: int, stop: int) -> np.ndarray:
     return numbers[read_block(source.mask_url, start, stop) > 0]
 
 
-def load_raw(source: RowSource, start: int, stop: int) -> Block:
-    """Read a block in the dtype that it is stored in."""
-    numbers = block_numbers(source, start, stop)
-    if not len(numbers):
-        return Block(numbers, np.empty((0, source.dim), dtype=np.float32))
-    rows = source.read(start, stop)
-    if len(numbers) != len(rows):
-        rows = rows[numbers - start]
-    return Block(numbers, rows)
+PIECE_BYTES = 1 << 20
+"""Rows of a local pool that are read at once where they are widened: few enough to stay in a core's cache."""
 
 
 def load_block(source: RowSource, start: int, stop: int, metric: str) -> Block:
     """Read a block, widened to float32 and, for the cosine metric, scaled to unit length."""
-    numbers, rows = load_raw(source, start, stop)
-    return Block(numbers, unit_rows(rows) if metric == "cosine" else rows.astype(np.float32, copy=False))
+    numbers = block_numbers(source, start, stop)
+    rows = np.empty((len(numbers), source.dim), dtype=np.float32)
+    pool = source.pool if source.pool is not None and source.pool.is_local else None
+    if pool is not None and metric != "cosine" and len(rows) == stop - start and pool.dtype == rows.dtype:
+        pool.read_into(start, rows)
+        return Block(numbers, rows)
+    # what is neither a local file nor small is read whole: each read costs a chunk
+    step = stop - start if pool is None else max(1, PIECE_BYTES // (source.dim * source.itemsize))
+    for first in range(start, stop, step):
+        last = min(first + step, stop)
+        low, high = np.searchsorted(numbers, (first, last))
+        if low < high:
+            raw = source.read(first, last)
+            raw = raw if high - low == len(raw) else raw[numbers[low:high] - first]
+            rows[low:high] = unit_rows(raw) if metric == "cosine" else raw
+    return Block(numbers, rows)
 
 
 def count_block(source: RowSource, start: int, stop: int) -> int:
     """Return how many rows of a block the mask leaves."""
     return len(block_numbers(source, start, stop))
+
+
+class Reading(NamedTuple):
+    """How tasks read their blocks."""
+
+    source: RowSource
+    metric: str
+    ranges: Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -150,6 +166,12 @@ class RowBlocks:
     """Tells these rows from any others: what workers remember of a block goes by it."""
     narrow: "Narrow | None" = None
     """The same rows in their leading directions, where these are made use of."""
+    working_bytes: int = 0
+    """What a worker needs besides held blocks; see :meth:`daskcurate.planning.Limits.peak`."""
+    held: int = 0
+    """Bytes of blocks that the workers hold, these and those that they were made of."""
+    reading: Reading | None = None
+    """Where blocks are not held: every task reads its own, and no block is ever a result of its own."""
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -159,11 +181,26 @@ class RowBlocks:
         """Bytes of all rows in float32."""
         return len(self) * self.dim * 4
 
+    def task(
+        self, run: Any, i: int, function: Callable[..., Any], *args: Any, name: str, key: str
+    ) -> Delayed:
+        """Return the task ``function(block i, *args)``.
+
+        A block that is not held goes to the same worker in every pass: that remembers its last pass over it, and
+        can have the system read the next block while it computes.
+        """
+        if self.reading is None:
+            return run.task(function, self.blocks[i], *args, name=name, key=key)
+        source, metric, ranges = self.reading
+        following = ranges[i + run.limits.n_threads : i + run.limits.n_threads + 1]
+        return run.task_on(
+            i, _read_then, source, metric, ranges[i], following, function, *args, name=name, key=key
+        )
+
     def map(self, run: Any, function: Callable[..., Any], *args: Any, name: str, key: str) -> list[Delayed]:
         """Return one task per block: ``function(block, *args)``."""
         return [
-            run.task(function, block, *args, name=name, key=f"{key}-{i}")
-            for i, block in enumerate(self.blocks)
+            self.task(run, i, function, *args, name=name, key=f"{key}-{i}") for i in range(len(self.blocks))
         ]
 
     def map_both(
@@ -171,14 +208,25 @@ class RowBlocks:
     ) -> list[Delayed]:
         """Return one task per block: ``function(block, narrow block or None, *args)``.
 
-        On GPUs always None: there products of all numbers in float16 are faster than narrow ones in float32.
+        None where narrow blocks are not held: to make them would take as long as they save. And on GPUs: there
+        products of all numbers in float16 are faster than narrow ones in float32.
         """
-        without = self.narrow is None or run.limits.on_gpu
-        narrow = [None] * len(self.blocks) if self.narrow is None or without else self.narrow.blocks.blocks
+        narrow: Sequence[Delayed | None] = [None] * len(self.blocks)
+        if self.narrow is not None and self.narrow.held and not run.limits.on_gpu:
+            narrow = self.narrow.blocks.blocks
         return [
-            run.task(function, block, other, *args, name=name, key=f"{key}-{i}")
-            for i, (block, other) in enumerate(zip(self.blocks, narrow, strict=True))
+            self.task(run, i, _with_narrow, function, narrow[i], *args, name=name, key=f"{key}-{i}")
+            for i in range(len(self.blocks))
         ]
+
+    def numbers_task(
+        self, run: Any, i: int, function: Callable[..., Any], *args: Any, name: str, key: str
+    ) -> Delayed:
+        """Return the task ``function(row numbers of block i, *args)``, which reads no rows."""
+        if self.reading is None:
+            return run.task(_numbers_then, self.blocks[i], function, *args, name=name, key=key)
+        source, _, ranges = self.reading
+        return run.task(_find_numbers_then, source, ranges[i], function, *args, name=name, key=key)
 
 
 @dataclass(frozen=True)
@@ -189,12 +237,48 @@ class Narrow:
     """Of :class:`NarrowBlock`."""
     directions: str
     """URL of the directions, as :func:`daskcurate.kernels.leading.leading_directions` finds them."""
+    held: bool
+    """Whether the workers hold them."""
 
 
-def open_blocks(run: Any, source: RowSource, metric: str, key: str) -> RowBlocks:
-    """Return the blocks of ``source``; kept on the workers where half their memory holds them all.
+def _read_then(
+    source: RowSource,
+    metric: str,
+    own: tuple[int, int],
+    following: Sequence[tuple[int, int]],
+    function: Callable[..., Any],
+    *args: Any,
+) -> Any:
+    block = load_block(source, *own, metric)
+    if source.pool is not None:
+        for rows in following:
+            source.pool.expect(*rows)
+    return function(block, *args)
+
+
+def _with_narrow(block: Block, function: Callable[..., Any], narrow: NarrowBlock | None, *args: Any) -> Any:
+    return function(block, narrow, *args)
+
+
+def _numbers_then(block: Block, function: Callable[..., Any], *args: Any) -> Any:
+    return function(block.numbers, *args)
+
+
+def _find_numbers_then(
+    source: RowSource, own: tuple[int, int], function: Callable[..., Any], *args: Any
+) -> Any:
+    return function(block_numbers(source, *own), *args)
+
+
+def open_blocks(run: Any, source: RowSource, metric: str, key: str, working_bytes: int) -> RowBlocks:
+    """Return the blocks of ``source``; kept on the workers where these have the memory beside their tasks.
 
     Blocks that do not fit are read again by every pass, which bounds memory by the blocks in work.
+
+    Parameters
+    ----------
+    working_bytes
+        What a worker needs besides; see :meth:`daskcurate.planning.Limits.peak`.
     """
     ranges = source.block_ranges(run.limits.on_gpu)
     counts = [stop - start for start, stop in ranges]
@@ -205,25 +289,40 @@ def open_blocks(run: Any, source: RowSource, metric: str, key: str) -> RowBlocks
         )
     # a block is of more than half a chunk on average where nothing is masked; empty ones cost a task each
     kept = [(r, n) for r, n in zip(ranges, counts, strict=True) if n]
-    keeps = fits_workers(run, sum(n for _, n in kept) * source.dim * 4)
     lazy = [
         run.task_on(i, load_block, source, *r, metric, name="load-rows", key=f"{key}-{r[0]}")
-        if keeps
-        else run.task(load_block, source, *r, metric, name="load-rows", key=f"{key}-{r[0]}")
         for i, (r, _) in enumerate(kept)
     ]
-    blocks = RowBlocks(lazy, [n for _, n in kept], source.dim, run.scratch(key))
-    return hold(run, blocks) if keeps else blocks
-
-
-def hold(run: Any, blocks: RowBlocks) -> RowBlocks:
-    """Return the blocks, held on the workers."""
-    return RowBlocks(run.persist(blocks.blocks, "read rows"), blocks.counts, blocks.dim, blocks.name)
+    reading = Reading(source, metric, [r for r, _ in kept])
+    blocks = RowBlocks(
+        lazy, [n for _, n in kept], source.dim, run.scratch(key), working_bytes=working_bytes, reading=reading
+    )
+    return keep_if_small(run, blocks)
 
 
 def keep_if_small(run: Any, blocks: RowBlocks) -> RowBlocks:
-    """Return the blocks, held on the workers where half of their memory is enough for all."""
-    return hold(run, blocks) if fits_workers(run, blocks.nbytes) else blocks
+    """Return the blocks, held on the workers where these have the memory for all beside their tasks."""
+    largest = max(blocks.counts, default=0) * blocks.dim * 4
+    if not run.limits.holds(blocks.held + blocks.nbytes, largest, blocks.working_bytes):
+        return blocks
+    kept = run.persist(blocks.blocks, "read rows")
+    return dataclasses.replace(blocks, blocks=kept, held=blocks.held + blocks.nbytes, reading=None)
+
+
+def made_of(
+    run: Any, blocks: RowBlocks, made: Sequence[Delayed], counts: Sequence[int], key: str
+) -> RowBlocks:
+    """Return the blocks that tasks ``made`` make of ``blocks``, with ``counts`` rows; empty ones are left out."""
+    kept = [(block, count) for block, count in zip(made, counts, strict=True) if count]
+    parts = RowBlocks(
+        [block for block, _ in kept],
+        [count for _, count in kept],
+        blocks.dim,
+        run.scratch(key),
+        working_bytes=blocks.working_bytes,
+        held=blocks.held,
+    )
+    return keep_if_small(run, parts)
 
 
 def drawn_rows(run: Any, blocks: RowBlocks, count: int, seed: int, key: str) -> list[Any]:
@@ -232,8 +331,10 @@ def drawn_rows(run: Any, blocks: RowBlocks, count: int, seed: int, key: str) -> 
     edges = np.cumsum([0, *blocks.counts])
     cuts = np.searchsorted(drawn, edges)
     return [
-        run.task(_taken, block, drawn[cuts[i] : cuts[i + 1]] - edges[i], name="seed-rows", key=f"{key}-{i}")
-        for i, block in enumerate(blocks.blocks)
+        blocks.task(
+            run, i, _taken, drawn[cuts[i] : cuts[i + 1]] - edges[i], name="seed-rows", key=f"{key}-{i}"
+        )
+        for i in range(len(blocks.blocks))
         if cuts[i] < cuts[i + 1]
     ]
 
@@ -245,12 +346,6 @@ def drawn_positions(n: int, count: int, seed: int) -> np.ndarray:
 
 def _taken(block: Block, positions: np.ndarray) -> Block:
     return Block(block.numbers[positions], block.rows[positions])
-
-
-def fits_workers(run: Any, nbytes: int) -> bool:
-    """Return whether half of the workers' memory holds ``nbytes``."""
-    limit = run.limits.total_memory
-    return limit is None or nbytes <= limit // 2
 
 
 def add(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -7,12 +7,10 @@ atomic write of the group's attributes.
 
 import contextlib
 import os
-import threading
 import time
 import uuid
 import warnings
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,15 +21,15 @@ from dask.callbacks import Callback
 from dask.delayed import Delayed
 from distributed import Client, default_client, wait
 
-from daskcurate.device import uses_gpu, wanted_device
 from daskcurate.embeddings import Embeddings
 from daskcurate.hierarchy import Hierarchy
 from daskcurate.nodes import NotComputedError, Stage
-from daskcurate.planning import Limits, plan_stages
+from daskcurate.planning import plan_stages
 from daskcurate.progress import Progress
 from daskcurate.settings import retries
 from daskcurate.store import RunStore, versions, write_block
 from daskcurate.tasks import task
+from daskcurate.worker_limits import cluster_limits
 
 
 def current_client() -> Client | None:
@@ -99,8 +97,6 @@ class StageRun:
         self.token = uuid.uuid4().hex[:12]
         self.warnings: list[str] = list(store.attributes(stage.name).get("warnings") or ())
         self.tasks = 0
-        self.lock = threading.RLock()
-        """Held while the stage's attributes or figures change: its fits may run in several threads."""
         self.limits = cluster_limits(client)
         self._threads = worker_threads(client)
 
@@ -108,14 +104,9 @@ class StageRun:
         """Return a lazy task called ``name`` in the dashboard; ``key`` tells it from its siblings."""
         return task(function, *args, name=name, key=f"{self.token}-{key}")
 
-    def task_alone(
-        self, function: Callable[..., Any], *args: Any, name: str, key: Any = 0, share: int = 1
-    ) -> Delayed:
-        """Return a task as :meth:`task` does, for a step in which no other runs: it may use its host's cores.
-
-        ``share``: how many such tasks there may be, which share them.
-        """
-        threads = 1 if self.limits.on_gpu else max(1, self.limits.host_threads // share)
+    def task_alone(self, function: Callable[..., Any], *args: Any, name: str, key: Any = 0) -> Delayed:
+        """Return a task as :meth:`task` does, for a step in which no other runs: it may use its host's cores."""
+        threads = 1 if self.limits.on_gpu else self.limits.host_threads
         return task(function, *args, name=name, key=f"{self.token}-{key}", threads=threads)
 
     def gather(self, tasks: Sequence[Delayed], step: str = "") -> list[Any]:
@@ -124,7 +115,7 @@ class StageRun:
 
     def start(self, tasks: Sequence[Delayed]) -> list[Any]:
         """Run tasks and return at once; :meth:`finish` waits for them. They go on only while that is held."""
-        self._count(tasks)
+        self.tasks += len(tasks)
         return self.client.compute(list(tasks), retries=retries()) if tasks else []
 
     def finish(self, started: Sequence[Any], step: str = "") -> list[Any]:
@@ -150,7 +141,7 @@ class StageRun:
         """Run tasks, leave their results on the workers, and return handles to them."""
         if not tasks:
             return []
-        self._count(tasks)
+        self.tasks += len(tasks)
         kept = list(self.client.persist(list(tasks), retries=retries()))
         futures = [
             future for item in kept for future in item.dask.values() if hasattr(future, "add_done_callback")
@@ -161,10 +152,6 @@ class StageRun:
                 if future.status == "error":
                     future.result()  # raises here what would otherwise only show at a later step
         return kept
-
-    def _count(self, tasks: Sequence[Delayed]) -> None:
-        with self.lock:
-            self.tasks += len(tasks)
 
     @contextlib.contextmanager
     def _watched(self, futures: Sequence[Any], step: str) -> Iterator[None]:
@@ -204,10 +191,9 @@ class StageRun:
 
     def warn(self, message: str) -> None:
         """Warn the user, and keep the message with the result."""
-        with self.lock:
-            if message not in self.warnings:
-                self.warnings.append(message)
-                self.store.update(self.stage.name, warnings=self.warnings)  # not lost with this process
+        if message not in self.warnings:
+            self.warnings.append(message)
+            self.store.update(self.stage.name, warnings=self.warnings)  # not lost with this process
         warnings.warn(message, stacklevel=2)
 
     def write_counts(self, counts: da.Array) -> dict[str, Any]:
@@ -256,30 +242,6 @@ def worker_threads(client: Client) -> list[str]:
     }
     most = max(counts.values(), default=0)
     return [address for turn in range(most) for address in sorted(counts) if counts[address] > turn]
-
-
-def _on_gpu(client: Client, workers: Collection[Any]) -> bool:
-    """Return whether the workers compute on GPUs; none is asked where their machines show none."""
-    if (wanted := wanted_device()) != "auto":
-        return wanted == "gpu"
-    return any("gpu" in worker["metrics"] for worker in workers) and any(client.run(uses_gpu).values())
-
-
-def cluster_limits(client: Client) -> Limits:
-    """Return the workers' number, threads and memory limits, as they are now, and what they compute on."""
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    memory = [int(worker["memory_limit"]) for worker in workers if worker["memory_limit"]]
-    hosts = Counter[str]()
-    for worker in workers:
-        hosts[worker["host"]] += int(worker["nthreads"])
-    return Limits(
-        n_workers=max(1, len(workers)),
-        n_threads=max(1, sum(int(worker["nthreads"]) for worker in workers)),
-        worker_memory=min(memory) if memory else None,
-        threads_per_worker=max((int(worker["nthreads"]) for worker in workers), default=1),
-        host_threads=max(1, min(hosts.values(), default=1)),
-        on_gpu=_on_gpu(client, workers),
-    )
 
 
 def flatten(nodes: Sequence[Any]) -> list[Stage]:

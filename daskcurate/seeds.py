@@ -141,8 +141,8 @@ def _scalable(run: Any, blocks: RowBlocks, k: int, seed: int, url: str, key: str
         table = _candidates(run, added - shift, tag)
         near = run.persist(
             [
-                run.task(_nearer, block, item, table, shift, name="seed-distances", key=f"{tag}-{i}")
-                for i, (block, item) in enumerate(zip(blocks.blocks, near, strict=True))
+                blocks.task(run, i, _nearer, item, table, shift, name="seed-distances", key=f"{tag}-{i}")
+                for i, item in enumerate(near)
             ],
             "seeding round",
         )
@@ -152,8 +152,10 @@ def _scalable(run: Any, blocks: RowBlocks, k: int, seed: int, url: str, key: str
             break
         draw = derive_seed(seed, "k-means||", number)
         picks = [
-            run.task(_oversample, block, item, draw, total, 2.0 * k, name="seed-oversample", key=f"{tag}-{i}")
-            for i, (block, item) in enumerate(zip(blocks.blocks, near, strict=True))
+            blocks.task(
+                run, i, _oversample, item, draw, total, 2.0 * k, name="seed-oversample", key=f"{tag}-{i}"
+            )
+            for i, item in enumerate(near)
         ]
         added = np.concatenate(run.gather(picks, "seeding round"))
         if len(added):

@@ -1,6 +1,7 @@
 """The package's settings: ``daskcurate.yaml``, loaded into Dask's configuration under ``daskcurate``."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,34 @@ def show_progress() -> bool:
 def worker_environment() -> dict[str, str]:
     """Return the environment variables of worker processes."""
     return {name: str(value) for name, value in dask.config.get("daskcurate.environment").items()}
+
+
+@dataclass(frozen=True)
+class MemoryShares:
+    """Parts of a worker's memory limit at which Dask steps in; 1 where it is told not to."""
+
+    target: float
+    """Results beyond it, by their own size, go to disk."""
+    spill: float
+    """Results go to disk where the process holds more."""
+    pause: float
+    """No task starts where the process holds more, or (if that is less) the worker is ended."""
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> "MemoryShares":
+        """Return those of Dask's settings ``distributed.worker.memory``, where false is: never."""
+        found = {name: float(settings.get(name) or 1) for name in ("target", "spill", "pause", "terminate")}
+        return cls(found["target"], found["spill"], min(found["pause"], found["terminate"]))
+
+    @classmethod
+    def configured(cls) -> "MemoryShares":
+        """Return those of the clusters that we start."""
+        ours = _dotted(dask.config.get("daskcurate.dask"))
+        at = "distributed.worker.memory."
+        return cls.of(
+            dask.config.get(at.removesuffix("."))
+            | {name.removeprefix(at): value for name, value in ours.items() if name.startswith(at)}
+        )
 
 
 def dask_settings() -> dict[str, Any]:

@@ -1,13 +1,12 @@
 """Splits (Vo et al. 2024): each cluster of a level is cut into parts by a k-means of its own.
 
 Clusters are regrouped so that a task holds whole ones; a cluster too large for a task runs through the
-distributed loop, on its rows alone, beside other such clusters. Parts that win no row are dropped, and the
-parts are the level's clusters, those of cluster 0 first.
+distributed loop, on its rows alone. Parts that win no row are dropped, and the parts are the level's
+clusters, those of cluster 0 first.
 """
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,8 +22,7 @@ from daskcurate.kernels.draws import derive_seed
 from daskcurate.lloyd_loop import Assigned, assign_blocks
 from daskcurate.regroup import contiguous_partitions, from_cells, regroup, to_cells
 from daskcurate.remembering import read_centroids
-from daskcurate.rows import Block, RowBlocks, RowSource, fits_workers, hold
-from daskcurate.side_by_side import Fit, side_by_side
+from daskcurate.rows import Block, RowBlocks, RowSource, made_of
 from daskcurate.store import write_block
 
 PART_BYTES = 128 << 20
@@ -61,17 +59,16 @@ def split_clusters(
     table = run.task(np.asarray, partition, name="partition-map", key="split")
     giant = np.flatnonzero(sizes > limit)
     frames = [
-        run.task(_row_frame, block, found, table, giant, name="split-rows", key=i)
-        for i, (block, found) in enumerate(zip(blocks.blocks, assigned, strict=True))
+        blocks.task(run, i, _row_frame, found, table, giant, name="split-rows", key=str(i))
+        for i, found in enumerate(assigned)
     ]
     grouped = regroup(run, frames, _ROWS, n_partitions, blocks.nbytes, "split")
     lazy = [
         run.task(_split_partition, frame, config, source.dim, name="split-clusters", key=i)
         for i, frame in enumerate(grouped)
     ]
-    found = _split_giants(run, blocks, assigned, centroids, giant, sizes, config)
-    for cluster, parts in zip(giant, found, strict=True):
-        lazy[partition[cluster]] = parts
+    for cluster in giant:
+        lazy[partition[cluster]] = _split_giant(run, blocks, assigned, centroids, int(cluster), config)
     run.note(0.96, "split clusters")
     parts = run.persist(lazy, "split clusters")
     part_sizes = run.gather(
@@ -149,99 +146,34 @@ def _without_empty(
     return Parts(centroids[alive], sizes[alive], rows, renumbered, distances)
 
 
-def _split_giants(
-    run: Any,
-    blocks: RowBlocks,
-    assigned: Sequence[Delayed],
-    base: str,
-    giant: np.ndarray,
-    sizes: np.ndarray,
-    config: KMeansConfig,
-) -> list[Delayed]:
-    """Split the clusters that no single task holds, several at once; return the :class:`Parts` of each."""
-    if not len(giant):
-        return []
-    counts = np.stack(
-        run.gather(
-            [
-                run.task(_counts_of, found, giant, name="split-giant-count", key=i)
-                for i, found in enumerate(assigned)
-            ]
-        )
-    )
-    # the level's rows and those of its giants, where they are kept, fill half of the memory together
-    limit = run.limits.total_memory
-    room = None if limit is None else limit // 2 - (blocks.nbytes if fits_workers(run, blocks.nbytes) else 0)
-    fits = []
-    for cluster, of_blocks in zip(giant, counts.T, strict=True):
-        nbytes = 4 * blocks.dim * int(sizes[cluster])
-        kept = room is None or nbytes <= room
-        split = partial(
-            _split_giant,
-            blocks=blocks,
-            assigned=assigned,
-            counts=of_blocks,
-            base=base,
-            cluster=int(cluster),
-            config=config,
-            kept=kept,
-        )
-        fits.append(Fit(str(cluster), nbytes if kept else 0, split))
-    return side_by_side(run, fits, room)
-
-
-def _counts_of(found: Assigned, clusters: np.ndarray) -> np.ndarray:
-    return np.array([np.count_nonzero(found.labels == cluster) for cluster in clusters])
-
-
 def _split_giant(
-    run: Any,
-    *,
-    blocks: RowBlocks,
-    assigned: Sequence[Delayed],
-    counts: np.ndarray,
-    base: str,
-    cluster: int,
-    config: KMeansConfig,
-    kept: bool,
+    run: Any, blocks: RowBlocks, assigned: Sequence[Delayed], base: str, cluster: int, config: KMeansConfig
 ) -> Delayed:
-    """Split a cluster that no single task holds, through the distributed loop on its rows.
-
-    Parameters
-    ----------
-    counts
-        Rows of the cluster in each block.
-    kept
-        Whether its rows are kept on the workers for as long as it takes.
-    """
+    """Split a cluster that no single task holds, through the distributed loop on its rows."""
     key = f"giant-{cluster}"
     taken = [
-        run.task(_rows_of, blocks.blocks[i], assigned[i], cluster, name="split-giant-rows", key=f"{key}-{i}")
-        for i in np.flatnonzero(counts).tolist()
+        blocks.task(run, i, _rows_of, found, cluster, name="split-giant-rows", key=f"{key}-{i}")
+        for i, found in enumerate(assigned)
     ]
-    rows = RowBlocks(taken, counts[counts > 0].tolist(), blocks.dim, run.scratch(key))
-    if kept:
-        rows = hold(run, rows)
-    centroids = run.checkpoint.get("found")
-    if centroids is None:
-        # a step number of its own keeps its seeds and scratch arrays apart from the level's
-        centroids = fit(
-            run,
-            rows,
-            config.n_splits,
-            config,
-            10**6 + cluster,
-            base,
-            None,
-            (0.95, 0.01),
-            f"giant {cluster}: ",
-        )
-        run.save(found=centroids)
+    counts = run.gather(
+        [
+            run.task(_n_rows, block, name="split-giant-count", key=f"{key}-{i}")
+            for i, block in enumerate(taken)
+        ]
+    )
+    rows = made_of(run, blocks, taken, counts, key)
+    # a step number of its own keeps its seeds and scratch arrays apart from the level's, and being beyond
+    # the last resampling step it tells a resumed run that the level itself is fitted
+    centroids = fit(
+        run, rows, config.n_splits, config, 10**6 + cluster, base, None, (0.95, 0.01), f"giant {cluster}: "
+    )
     found, name, _ = assign_blocks(run, rows, centroids, config.n_splits, config.metric, key)
     # block by block first: a task that took the blocks for their numbers would hold the whole cluster
-    numbers = rows.map(run, _row_numbers, name="split-giant-numbers", key=key)
-    gathered = run.task(_gather_giant, numbers, found, run.scratch(name), name="split-giant", key=key)
-    return run.persist([gathered])[0]  # now: its rows need not be kept until all clusters are split
+    numbers = [
+        rows.numbers_task(run, i, np.asarray, name="split-giant-numbers", key=f"{key}-{i}")
+        for i in range(len(rows.blocks))
+    ]
+    return run.task(_gather_giant, numbers, found, run.scratch(name), name="split-giant", key=key)
 
 
 def _rows_of(block: Block, found: Assigned, cluster: int) -> Block:
@@ -249,8 +181,8 @@ def _rows_of(block: Block, found: Assigned, cluster: int) -> Block:
     return Block(block.numbers[keep], block.rows[keep])
 
 
-def _row_numbers(block: Block) -> np.ndarray:
-    return block.numbers
+def _n_rows(block: Block) -> int:
+    return len(block.numbers)
 
 
 def _gather_giant(numbers: list[np.ndarray], found: list[Assigned], url: str) -> Parts:

@@ -416,7 +416,7 @@ COMMANDS = [
     ("a plan that does not fit", ["plan", "run.yaml", "--memory-limit", "200MiB", "--set", "store=new.zarr"], 3,
      "stage 'k-means 4' needs"),
     ("a dry run that does not fit",
-     ["run", "run.yaml", "--dry-run", "--memory-limit", "200MiB", "--set", "store=new"], 3, "whose limit is"),
+     ["run", "run.yaml", "--dry-run", "--memory-limit", "200MiB", "--set", "store=new"], 3, "may use 1677"),
     ("status of nothing", ["status", "gone.zarr"], 2, "is not a run store"),
     ("status of a pool", ["status", "pool.zarr"], 2, "is a pool, not a run store"),
     ("status of a file", ["status", "a-file"], 2, "is not a run store"),

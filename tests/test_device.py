@@ -15,7 +15,7 @@ import daskcurate as dc
 from daskcurate import arrays, device
 from daskcurate.kernels.assign import Scorer, unit_rows
 from daskcurate.rows import BLOCK_BYTES, DEVICE_BLOCK_BYTES, Block, RowSource
-from daskcurate.runner import cluster_limits
+from daskcurate.worker_limits import cluster_limits
 
 
 @pytest.fixture(params=["stand-in", pytest.param("cupy", marks=pytest.mark.gpu)])
@@ -251,12 +251,18 @@ def test_blocks_are_larger_on_gpus(gpu, client, pool, monkeypatch):
 
 def test_workers_are_asked_for_gpus_only_where_their_machines_show_some(client, monkeypatch):
     assert not cluster_limits(client).on_gpu
-    monkeypatch.setattr(client, "run", lambda function: pytest.fail("asked"))
+    asked = []
+    monkeypatch.setattr(client, "run", lambda function, **_: asked.append(function) or {})
     assert not cluster_limits(client).on_gpu
+    assert device.uses_gpu not in asked
     info = client.scheduler_info(n_workers=-1)
     for worker in info["workers"].values():
         worker["metrics"]["gpu"] = {}
     monkeypatch.setattr(client, "scheduler_info", lambda **_: info)
     for answer in (True, False):
-        monkeypatch.setattr(client, "run", lambda function, answer=answer: {"a": answer})
+        monkeypatch.setattr(
+            client,
+            "run",
+            lambda function, answer=answer, **_: {"a": answer} if function is device.uses_gpu else {},
+        )
         assert cluster_limits(client).on_gpu is answer

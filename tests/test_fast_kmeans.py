@@ -8,6 +8,7 @@ from oracles import blobs, check_result
 
 import daskcurate as dc
 from daskcurate import fast_loop, fitting, narrowing
+from daskcurate.planning import Limits
 from daskcurate.runner import StageRun
 
 KMEANS = sys.modules["daskcurate.kmeans"]
@@ -83,9 +84,8 @@ def test_rows_are_looked_at_in_their_leading_directions(client, pool, tmp_path, 
     check_result(x, found, metric)
     assert (found.sizes > 0).all()
     # the same where the rows in them are made anew for every pass, and where the rows are read for every pass
-    for kept in (lambda run, nbytes: nbytes <= x.nbytes, lambda run, nbytes: False):
-        monkeypatch.setattr("daskcurate.narrowing.fits_workers", kept)
-        monkeypatch.setattr("daskcurate.rows.fits_workers", kept)
+    for room in (x.nbytes, 0):
+        monkeypatch.setattr(Limits, "holds", lambda self, nbytes, *_, room=room: nbytes <= room)
         again = dc.compute(node, store=tmp_path / f"run-{len(widths)}.zarr")
         for name in ("centroids", "labels", "distances", "sizes"):
             np.testing.assert_array_equal(np.asarray(getattr(found, name)), np.asarray(getattr(again, name)))

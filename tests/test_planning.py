@@ -1,7 +1,10 @@
 """Plans: integers from sizes, checked against plain counting and against runs."""
 
+import dask
 import numpy as np
+import psutil
 import pytest
+from distributed import Client
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import blobs
@@ -9,7 +12,10 @@ from oracles import blobs
 import daskcurate as dc
 from daskcurate import planning
 from daskcurate.kmeans_planning import kmeans_plan
-from daskcurate.planning import Limits, PlanError
+from daskcurate.local_cluster import make_local_cluster
+from daskcurate.planning import PROCESS_BYTES, Limits, PlanError
+from daskcurate.settings import MemoryShares
+from daskcurate.worker_limits import LATER_BYTES, cluster_limits
 
 
 @given(st.integers(0, 2000))
@@ -51,7 +57,8 @@ def test_the_plan_leaves_out_what_is_finished(client, pool, tmp_path):
 def test_a_plan_that_cannot_fit_is_refused_with_stage_and_bytes(client, pool, tmp_path):
     emb = pool(np.random.default_rng(0).standard_normal((3000, 64)).astype(np.float32))
     flat = dc.kmeans(emb, 100)
-    with pytest.raises(PlanError, match=r"stage 'k-means 100' needs \d+ bytes .* limit is 157286400 bytes"):
+    refused = r"stage 'k-means 100' needs \d+ bytes .* may use 125829120 bytes .* which is 157286400 bytes"
+    with pytest.raises(PlanError, match=refused + ".* alone take .* give the workers more memory"):
         dc.plan(flat, memory_limit="150MiB")
     with pytest.raises(MemoryError):
         dc.plan(flat, memory_limit=1000)
@@ -76,6 +83,82 @@ def test_rows_beyond_memory_are_not_planned_to_be_kept():
     assert found.peak_memory < 8 << 30
     assert found.bytes_read == 10**9 * 1024 * 2 * (50 + 2)
     assert found.disk == 10**9 * 8 + 1000 * (1024 * 4 + 8)
+
+
+def plan_of(limits, n=100_000):
+    config = dc.config.KMeansConfig(n_clusters=1000, init="random")
+    return planning.Plan(
+        [
+            kmeans_plan(
+                "k", n=n, d=256, itemsize=4, chunk_rows=65536, config=config, limits=limits, split_bytes=0
+            )
+        ],
+        limits,
+    )
+
+
+def test_a_plan_fits_if_dask_will_not_pause_the_workers_for_it():
+    for pause in (0.5, 0.8, 1.0):
+        shares = MemoryShares(target=0.01, spill=0.02, pause=pause)  # no blocks are held
+        needed = plan_of(Limits(2, 2, 1 << 30, shares=shares)).stages[0].peak_memory
+        least = -(-needed * 100 // round(100 * pause))
+        assert plan_of(Limits(2, 2, least + 64, shares=shares)).fits
+        assert not plan_of(Limits(2, 2, least - 64, shares=shares)).fits
+        found = str(plan_of(Limits(2, 2, 2 * needed, shares=shares)))
+        assert f"({planning.human(int(2 * needed * pause))} usable) a worker" in found
+
+
+def test_a_larger_process_leaves_less_for_data():
+    plain, large = (Limits(1, 2, 4 << 30, 2, process_bytes=size << 20) for size in (260, 1260))
+    assert large.thread_memory == plain.thread_memory - (500 << 20)
+    assert plan_of(large).stages[0].peak_memory - plan_of(plain).stages[0].peak_memory == 1000 << 20
+
+
+def test_blocks_are_held_only_where_they_are_not_spilled():
+    limits = Limits(2, 2, 1000, shares=MemoryShares(target=0.6, spill=0.7, pause=0.8), process_bytes=0)
+    assert limits.holds(1000, 100, 100)  # 600 a worker by themselves, 700 with all else
+    assert not limits.holds(1002, 100, 0)
+    assert not limits.holds(1000, 101, 0)
+    assert not limits.holds(1000, 100, 101)
+    assert Limits(2, 2, None).holds(1 << 60, 1 << 50, 1 << 50)
+
+
+def test_rows_that_are_not_held_are_still_planned_for():
+    few, many = (plan_of(Limits(2, 2, 900 << 20), n) for n in (100_000, 10_000_000))
+    assert few.fits
+    assert many.fits
+    assert few.stages[0].bytes_read == 100_000 * 256 * 4
+    assert many.stages[0].bytes_read > 10 * 10_000_000 * 256 * 4
+
+
+def test_workers_say_what_they_may_use_and_what_they_hold_already(client, monkeypatch):
+    found = cluster_limits(client)
+    own = psutil.Process().memory_info().rss  # the workers of this client are threads of this process
+    assert LATER_BYTES < found.process_bytes <= own + LATER_BYTES
+    memory = {"target": 0.3, "spill": False, "pause": 0.9, "terminate": 0.85}
+    with dask.config.set({f"distributed.worker.memory.{name}": share for name, share in memory.items()}):
+        assert cluster_limits(client).shares == MemoryShares(target=0.3, spill=1.0, pause=0.85)
+    monkeypatch.setattr(client, "run", lambda *_, **__: {})  # none answers
+    assert cluster_limits(client).shares == MemoryShares.configured()
+
+
+def test_the_process_of_a_worker_is_planned_as_it_is():
+    sizes = {"n_workers": 1, "memory_limit": "1GiB", "dashboard_address": "127.0.0.1:0"}
+    with make_local_cluster(**sizes) as cluster, Client(cluster) as own:
+        found = cluster_limits(own)
+        held = own.run(_held_with_everything_loaded)
+    assert found.shares == MemoryShares.configured()
+    for planned in (PROCESS_BYTES, found.process_bytes):
+        assert 0.6 * planned < max(held.values()) < planned
+
+
+def _held_with_everything_loaded():
+    import dask.dataframe  # noqa: F401
+    import distributed.shuffle  # noqa: F401
+
+    rows = np.ones((500, 500), np.float32)
+    rows @ rows
+    return psutil.Process().memory_info().rss
 
 
 def test_limits_shrink_with_the_workers():

@@ -35,16 +35,33 @@ def test_another_block_or_another_number_of_clusters_is_not_mixed_up(monkeypatch
             np.testing.assert_array_equal(found, assign(block.rows, scorer).labels)
 
 
-def test_what_was_used_longest_ago_is_forgotten(monkeypatch):
+def test_rows_in_work_keep_their_place_and_those_before_them_make_room(monkeypatch):
     monkeypatch.setattr(remembering, "_entries", type(remembering._entries)())
     monkeypatch.setattr(remembering, "_used", 0)
-    monkeypatch.setattr(remembering, "LIMIT_BYTES", 2000)
+    monkeypatch.setattr(remembering, "LIMIT_BYTES", 2000)  # a block's labels and bounds take 800
     x = blobs(2, n=100)
     scorer = Scorer(x[:5], "l2")
-    for start in range(5):
-        remembering.assign_block(Block(np.arange(start * 100, start * 100 + 100), x), scorer, "rows")
-    assert [first for _, first in remembering._entries] == [300, 400]
-    assert remembering._used <= 2000
+
+    def passed(name):
+        for start in range(0, 500, 100):
+            remembering.assign_block(Block(np.arange(start, start + 100), x), scorer, name)
+        assert remembering._used == sum(entry.nbytes for entry in remembering._entries.values()) <= 2000
+
+    for name in ("rows", "rows", "others"):
+        passed(name)
+        assert list(remembering._entries) == [(name, 0), (name, 100)]
+
+
+def test_sums_give_way_to_bounds(monkeypatch):
+    monkeypatch.setattr(remembering, "_entries", type(remembering._entries)())
+    monkeypatch.setattr(remembering, "_used", 0)
+    x = blobs(2, n=100)  # labels and bounds of 100 rows take 800 bytes, the sums of 5 clusters 200
+    assert x.shape[1] == 5
+    monkeypatch.setattr(remembering, "LIMIT_BYTES", 1900)
+    for start in (0, 100, 200):
+        remembering.step_block(Block(np.arange(start, start + 100), x), Scorer(x[:5], "l2"), "rows")
+    found = {first: entry.partial is not None for (_, first), entry in remembering._entries.items()}
+    assert found == {0: True, 100: False}
 
 
 def test_no_rows(monkeypatch):

@@ -30,7 +30,7 @@ from daskcurate.kernels.draws import derive_seed
 from daskcurate.kernels.probing import pairs_within
 from daskcurate.kernels.similarity import TILE, earlier_within
 from daskcurate.nodes import checked_embeddings
-from daskcurate.planning import PROCESS_BYTES
+from daskcurate.planning import Limits
 from daskcurate.runner import LooseTasks, client_for, given_client
 from daskcurate.samples import sample_rows
 
@@ -200,10 +200,10 @@ class KEstimate:
             seed=check_int("seed", seed, 0),
         )
 
-    def peak_memory(self, threads: int) -> int:
-        """Return the bytes that a worker needs at the worst moment, with so many tasks at once."""
+    def peak_memory(self, limits: Limits) -> int:
+        """Return the bytes that a worker needs at the worst moment."""
         width = 4 * self.emb.dim
-        return PROCESS_BYTES + 2 * self.sample_size * width + threads * 3 * self.k[-1] * width
+        return limits.peak(3 * self.k[-1] * width, 2 * self.sample_size * width)
 
     def run(self, client: Any = None) -> KChoice:
         """Make the estimate on a client, or where :func:`daskcurate.compute` would run."""
@@ -214,7 +214,7 @@ class KEstimate:
         with client_for(client) as used, used.as_current():
             used.wait_for_workers(1)
             run = LooseTasks(used)
-            check_memory("choose_k", self.peak_memory(run.limits.threads_per_worker), run.limits)
+            check_memory("choose_k", self.peak_memory(run.limits), run.limits)
             fit, rest = (
                 run.task(scaled, read_task(run, emb, rows[part], key), metric, name="choose-scale", key=key)
                 for part, key in ((fitted, "fit"), (~fitted, "rest"))

@@ -32,7 +32,7 @@ from daskcurate.kernels.draws import derive_seed, row_uniform
 from daskcurate.kernels.probing import Ordered, match_probes, wilson
 from daskcurate.kernels.similarity import EarlierMatch, is_duplicate, merge_earlier
 from daskcurate.nodes import checked_embeddings
-from daskcurate.planning import PROCESS_BYTES
+from daskcurate.planning import Limits
 from daskcurate.rows import tree
 from daskcurate.runner import LooseTasks, client_for, given_client
 from daskcurate.samples import sample_rows
@@ -193,11 +193,11 @@ class EpsEstimate:
             seed=check_int("seed", seed, 0),
         )
 
-    def peak_memory(self, threads: int) -> int:
-        """Return the bytes that a worker needs at the worst moment, with so many tasks at once."""
+    def peak_memory(self, limits: Limits) -> int:
+        """Return the bytes that a worker needs at the worst moment."""
         width, probes = 4 * self.emb.dim, self.sample_size * (self.emb.dim * 4 + 32)
-        compare = probes + threads * 4 * self.emb.chunk_rows * width
-        return PROCESS_BYTES + self.n_clusters * width + max(compare, 3 * self.fit_rows * width)
+        compare = probes + limits.threads_per_worker * 4 * self.emb.chunk_rows * width
+        return limits.process_bytes + self.n_clusters * width + max(compare, 3 * self.fit_rows * width)
 
     def run(self, client: Any = None) -> EpsChoice:
         """Make the estimate on a client, or where :func:`daskcurate.compute` would run."""
@@ -209,7 +209,7 @@ class EpsEstimate:
         with client_for(client) as used, used.as_current():
             used.wait_for_workers(1)
             run = LooseTasks(used)
-            check_memory("choose_eps", self.peak_memory(run.limits.threads_per_worker), run.limits)
+            check_memory("choose_eps", self.peak_memory(run.limits), run.limits)
             fit = run.task(scaled, read_task(run, emb, fit_rows, "fit"), self.metric, name="choose-scale")
             centroids = run.task(fit_sample, fit, self.n_clusters, self.metric, self.seed, name="choose-fit")
             probes = run.task(

@@ -55,12 +55,11 @@ def scaled(rows: np.ndarray, metric: str) -> np.ndarray:
 
 
 def check_memory(what: str, needed: int, limits: Limits) -> None:
-    """Raise PlanError if a worker cannot hold ``needed`` bytes."""
-    if limits.worker_memory is not None and needed > limits.worker_memory:
+    """Raise PlanError if a worker may not use ``needed`` bytes."""
+    if limits.usable_memory is not None and needed > limits.usable_memory:
         raise PlanError(
-            f"{what} needs {needed} bytes ({human(needed)}) in one worker, whose limit is "
-            f"{limits.worker_memory} bytes "
-            f"({human(limits.worker_memory)}): give fewer clusters, a smaller sample, or the workers more memory"
+            f"{what} needs {limits.against(needed)}: "
+            "give fewer clusters, a smaller sample, or the workers more memory"
         )
 
 

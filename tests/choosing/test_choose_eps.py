@@ -145,11 +145,11 @@ def test_the_command(pool, rows, cluster, tmp_path, monkeypatch):
 
 def test_workers_with_too_little_memory_are_refused(pool, rows, client, monkeypatch):
     emb = pool(rows, normalize=True)
-    for module_name, call in (("eps", dc.choose_eps), ("clusters", dc.choose_k)):
-        monkeypatch.setattr(f"daskcurate.choosing.{module_name}.PROCESS_BYTES", 3 << 30)
-        with pytest.raises(
-            dc.PlanError, match=r"choose_.* needs \d+ bytes .* whose limit is 2147483648 bytes"
-        ):
+    monkeypatch.setattr(
+        "daskcurate.worker_limits.LATER_BYTES", 3 << 30
+    )  # the workers are threads of this process
+    for call in (dc.choose_eps, dc.choose_k):
+        with pytest.raises(dc.PlanError, match=r"choose_.* needs \d+ bytes .* which is 2147483648 bytes"):
             call(emb, client=client)
 
 
