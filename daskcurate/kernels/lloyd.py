@@ -17,6 +17,8 @@ from daskcurate.kernels.assign import Assignment, Scorer, assign, own_distances
 from daskcurate.kernels.bounded import reassign
 from daskcurate.kernels.threads import spread
 
+RUN_ROWS = 2048
+"""Small blocks in memory are assigned together until they have so many rows."""
 OVER_RELAXATION = 1.7
 """How far updates go that are not to be Lloyd's: 1 is to the mean, further converges in fewer passes; below 2 the
 objective of the given assignment falls all the same."""
@@ -47,6 +49,8 @@ def segment_sums(
     n_clusters: int,
     before: tuple[Array, Partial] | None = None,
     dtype: Any = np.float64,
+    *,
+    reuse: bool = False,
 ) -> tuple[Array, Array]:
     """Return (sums (k, d) float64, counts (k,) int64) of the rows of each cluster; label -1 is left out.
 
@@ -61,6 +65,8 @@ def segment_sums(
     dtype
         What the rows of a cluster are added up in; float32 is enough for a pass that is not exact anyhow,
         where a block has some tens of rows a cluster.
+    reuse
+        Whether the sums of ``before`` are overwritten, not copied.
     """
     xp = namespace_of(x)
     order = xp.argsort(labels, kind="stable")
@@ -74,7 +80,7 @@ def segment_sums(
         ends = xp.cumsum(counts)
     else:
         old_labels, old = before
-        sums = old.sums.copy()
+        sums = old.sums if reuse else old.sums.copy()
         moved = xp.nonzero(labels != old_labels)[0]
         touched = xp.unique(xp.concatenate([labels[moved], old_labels[moved]]))
         touched = touched[touched >= 0]
@@ -291,14 +297,15 @@ def lloyd(
     """
     previous: float | None = None
     first_rows = np.cumsum([0] + [block.shape[0] for block in blocks])
-    last: list[Last | None] = [None] * len(blocks)
+    runs = spread(_joined, _neighbours(blocks))
+    last: list[_RunLast | None] = [None] * len(runs)
     moves = None
     updates, objective = 0, 0.0
     for number in range(n_iters):
         scorer = Scorer(centroids, metric)
-        passed = spread(step_chunk, blocks, repeat(scorer), last, repeat(moves))
-        last = list(passed)
-        total = tree_combine([item.partial for item in passed if item.partial is not None])
+        last = spread(_step_run, runs, repeat(scorer), last, repeat(moves))
+        passed = [item for found in last for item in found.blocks()]
+        total = tree_combine([partial for _, partial in passed])
         objective = objective_of(total, centroids)
         plain = number in (0, n_iters - 1)
         updated = finalize(total, centroids, metric, 1.0 if plain else step)
@@ -306,10 +313,8 @@ def lloyd(
         if empty.size:
             far = merge_farthest(
                 [
-                    farthest_rows(
-                        block, _numbers(block, first), centroids, item.assignment.labels, metric, empty.size
-                    )
-                    for block, first, item in zip(blocks, first_rows[:-1], passed, strict=True)
+                    farthest_rows(block, _numbers(block, first), centroids, labels, metric, empty.size)
+                    for block, first, (labels, _) in zip(blocks, first_rows[:-1], passed, strict=True)
                 ],
                 empty.size,
             )
@@ -322,6 +327,60 @@ def lloyd(
             break
         previous = objective
     return Fit(centroids, updates, objective)
+
+
+class _Run(NamedTuple):
+    """Neighbouring blocks in one piece: rows are assigned together, and added up block by block."""
+
+    x: Array
+    slices: list[slice]
+
+
+class _RunLast(NamedTuple):
+    """What a run remembers of a pass."""
+
+    assignment: Assignment
+    partials: list[Partial]
+    slices: list[slice]
+
+    def blocks(self) -> list[tuple[Array, Partial]]:
+        """Return the labels and the sums of each block."""
+        return [(self.assignment.labels[s], p) for s, p in zip(self.slices, self.partials, strict=True)]
+
+
+def _neighbours(blocks: Sequence[Array]) -> list[list[Array]]:
+    """Return the blocks, in lists of neighbours with some ``RUN_ROWS`` rows."""
+    found: list[list[Array]] = [[]]
+    for block in blocks:
+        if sum(part.shape[0] for part in found[-1]) >= RUN_ROWS:
+            found.append([])
+        found[-1].append(block)
+    return found
+
+
+def _joined(blocks: list[Array]) -> _Run:
+    ends = np.cumsum([block.shape[0] for block in blocks])
+    slices = [slice(int(end) - block.shape[0], int(end)) for end, block in zip(ends, blocks, strict=True)]
+    xp = namespace_of(blocks[0])
+    return _Run(blocks[0] if len(blocks) == 1 else xp.concatenate(blocks), slices)
+
+
+def _step_run(run: _Run, scorer: Scorer, last: _RunLast | None, moves: Array | None) -> _RunLast:
+    """Return what :func:`step_chunk` does of each block of a run; the sums of ``last`` are overwritten."""
+    k = scorer.centroids.shape[0]
+    if last is None or moves is None:
+        assignment = assign(run.x, scorer)
+        partials = []
+        for rows in run.slices:
+            sums, counts = segment_sums(run.x[rows], assignment.labels[rows], k)
+            partials.append(Partial(sums, counts, sum_of_squares(run.x[rows])))
+        return _RunLast(assignment, partials, run.slices)
+    assignment = reassign(run.x, scorer, last.assignment, moves)
+    partials = []
+    for rows, (labels, old) in zip(run.slices, last.blocks(), strict=True):
+        sums, counts = segment_sums(run.x[rows], assignment.labels[rows], k, (labels, old), reuse=True)
+        partials.append(Partial(sums, counts, old.squares))
+    return _RunLast(assignment, partials, run.slices)
 
 
 def _numbers(block: Array, first: int) -> Array:
