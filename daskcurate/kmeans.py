@@ -249,13 +249,14 @@ class Clustering(Stage):
         given = self.inputs["init"].values if config.init == "array" else None
         saved = run.checkpoint
         centroids = saved.get("base")
+        known = None
         for step in range(int(saved.get("step", 0)), config.resamples + 1):
             what = f"resampling {step}/{config.resamples}: " if step else ""
             share = (step / (config.resamples + 1), 0.95 / (config.resamples + 1))
             subset = blocks
             if step and resamples_whole(run, blocks, k, config):
                 run.note(share[0], what.removesuffix(": "))
-                name, count = fit_resampled(run, blocks, k, config, step, centroids)
+                name, count, known = fit_resampled(run, blocks, k, config, step, centroids, known)
             elif step:
                 subset = resample(run, blocks, centroids, k, config, step)
                 name, count = "", len(subset)

@@ -256,6 +256,8 @@ class Fit(NamedTuple):
     centroids: Array
     n_updates: int
     objective: float
+    labels: list[Array] | None
+    """Of each block (m,) int32, by these centroids; None where the loop ended before they were known."""
 
 
 def fits_tol(previous: float | None, objective: float, tol: float | None) -> bool:
@@ -300,11 +302,12 @@ def lloyd(
     runs = spread(_joined, _neighbours(blocks))
     last: list[_RunLast | None] = [None] * len(runs)
     moves = None
-    updates, objective = 0, 0.0
+    updates, objective, labels = 0, 0.0, None
     for number in range(n_iters):
         scorer = Scorer(centroids, metric)
-        last = spread(_step_run, runs, repeat(scorer), last, repeat(moves))
-        passed = [item for found in last for item in found.blocks()]
+        stepped = spread(_step_run, runs, repeat(scorer), last, repeat(moves))
+        last = list(stepped)
+        passed = [item for found in stepped for item in found.blocks()]
         total = tree_combine([partial for _, partial in passed])
         objective = objective_of(total, centroids)
         plain = number in (0, n_iters - 1)
@@ -323,10 +326,12 @@ def lloyd(
         same = bool((updated == centroids).all())
         moves = moves_of(centroids, updated)
         centroids = updated
+        if same:
+            labels = [found for found, _ in passed]
         if same or fits_tol(previous, objective, tol):
             break
         previous = objective
-    return Fit(centroids, updates, objective)
+    return Fit(centroids, updates, objective, labels)
 
 
 class _Run(NamedTuple):
@@ -367,19 +372,16 @@ def _joined(blocks: list[Array]) -> _Run:
 
 def _step_run(run: _Run, scorer: Scorer, last: _RunLast | None, moves: Array | None) -> _RunLast:
     """Return what :func:`step_chunk` does of each block of a run; the sums of ``last`` are overwritten."""
-    k = scorer.centroids.shape[0]
+    before: Sequence[tuple[Array, Partial] | None] = [None] * len(run.slices)
     if last is None or moves is None:
         assignment = assign(run.x, scorer)
-        partials = []
-        for rows in run.slices:
-            sums, counts = segment_sums(run.x[rows], assignment.labels[rows], k)
-            partials.append(Partial(sums, counts, sum_of_squares(run.x[rows])))
-        return _RunLast(assignment, partials, run.slices)
-    assignment = reassign(run.x, scorer, last.assignment, moves)
+    else:
+        assignment, before = reassign(run.x, scorer, last.assignment, moves), last.blocks()
     partials = []
-    for rows, (labels, old) in zip(run.slices, last.blocks(), strict=True):
-        sums, counts = segment_sums(run.x[rows], assignment.labels[rows], k, (labels, old), reuse=True)
-        partials.append(Partial(sums, counts, old.squares))
+    for rows, old in zip(run.slices, before, strict=True):
+        x = run.x[rows]
+        sums, counts = segment_sums(x, assignment.labels[rows], len(scorer.centroids), old, reuse=True)
+        partials.append(Partial(sums, counts, sum_of_squares(x) if old is None else old[1].squares))
     return _RunLast(assignment, partials, run.slices)
 
 
