@@ -155,7 +155,12 @@ class _Field:
             if self.weights is not None:
                 self.weights = self.weights[self.order]  # whatever at zeros: their distance is 0
         self.state = (self.best, self.near, self.squares)
-        self.tiled = tuple(part.reshape(-1, TILE) for part in self.state) if self.order is not None else ()
+        self.tiled: tuple[Array, ...] = ()
+        self.columns: list[Array] = []
+        if self.order is not None:
+            self.tiled = tuple(part.reshape(-1, TILE) for part in self.state)
+            if d <= LOW_WIDTH:
+                self.columns = [np.ascontiguousarray(part).reshape(-1, TILE) for part in self.rows.T]
         self.pending: list[int] = []
 
     def _load(self, x: Array, mean: Array, start: int, stop: int) -> None:
@@ -164,9 +169,8 @@ class _Field:
             self.xp.subtract(x[start:stop], mean, out=out)
             self.rows[start:stop, -1] = 1
         else:
-            numbers = self.order[start:stop]
-            real = np.flatnonzero(numbers >= 0)
-            out[real] = x[numbers[real]] - mean
+            real = np.flatnonzero(self.order[start:stop] >= 0)
+            out[real] = x[self.order[start:stop][real]] - mean
             self.rows[start:stop, -1][real] = 1
         self.squares[start:stop] = self.xp.einsum("ij,ij->i", out, out)
 
@@ -218,9 +222,9 @@ class _Field:
         if drawn.tiles is None:
             return np.array([self._gain(drawn.scores[i]) for i in range(start, stop)])
         edges = drawn.edges[start : stop + 1]  # in one go: the calls would take longer than the work
-        tiles = drawn.tiles[edges[0] : edges[-1]]
+        tiles, scores = (part[edges[0] : edges[-1]] for part in (drawn.tiles, drawn.scores))
         gain = self.tiled[0].take(tiles, axis=0)
-        np.subtract(drawn.scores[edges[0] : edges[-1]], gain, out=gain)
+        np.subtract(scores, gain, out=gain)
         np.maximum(gain, 0, out=gain)
         if self.weights is None:
             sums = gain.sum(axis=1)
@@ -236,8 +240,7 @@ class _Field:
     def take(self, drawn: _Drawn, i: int) -> None:
         """Make candidate ``i`` a seed."""
         if drawn.tiles is None:
-            self._raise(self.state, slice(None), drawn.scores[i])
-            return
+            return self._raise(self.state, slice(None), drawn.scores[i])
         own = slice(drawn.edges[i], drawn.edges[i + 1])
         self._raise(self.tiled, drawn.tiles[own], drawn.scores[own])
         self.pending.append(int(drawn.rows[i]))
@@ -269,6 +272,9 @@ class _Field:
         ends = np.cumsum(lengths)
         starts = ends - lengths
         tiles = np.repeat(first[near] - starts, lengths) + np.arange(ends[-1])
+        edges = np.append(starts[::reach], ends[-1])
+        if table.shape[1] <= LOW_WIDTH + 1:
+            return _Drawn(rows, self._narrow_scores(table, tiles, np.diff(edges)), tiles, edges)
         scores = np.empty((ends[-1], TILE), dtype=np.float32)
         by_group = np.argsort(near, kind="stable")
         cuts = np.searchsorted(near[by_group], np.arange(n_groups + 1))
@@ -281,7 +287,16 @@ class _Field:
                 scores[at] = found.reshape(len(own), -1, TILE)
 
         spread(group, range(n_groups))
-        return _Drawn(rows, scores, tiles, np.append(starts[::reach], ends[-1]))
+        return _Drawn(rows, scores, tiles, edges)
+
+    def _narrow_scores(self, table: np.ndarray, tiles: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Return the scores (t, TILE) of few columns without a product for each group, which would take longer."""
+        scores = np.zeros((len(tiles), TILE), dtype=np.float32)
+        for column, factors in zip(self.columns, np.repeat(table, counts, axis=0).T, strict=True):
+            part = column.take(tiles, axis=0)
+            part *= factors[:, None]
+            scores += part
+        return scores
 
 
 def _groups(x: np.ndarray, k: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -322,17 +337,16 @@ class _Candidates:
         They are of one batch: what is left of a batch in which too few are accepted is not used. None where no
         mass is left.
         """
-        found: list[int] = []
-        while len(found) < count:
-            if self.used == len(self.batch.rows):
-                if not self._refill(count, seeds):
-                    return None
-                found = []
-            at = self.used
-            self.used += 1
-            if self.chance[at] * self.mass[at] < float(self.field.near[self.batch.rows[at]]):
-                found.append(at)  # weights are the same then and now
-        return np.array(found)
+        while True:
+            if self.used < len(self.batch.rows):
+                left = self.field.xp.asarray(self.batch.rows[self.used :])
+                mass = to_host(self.field.near[left])  # weights are the same then and now
+                accepted = self.used + np.flatnonzero(self.lowest[self.used :] < mass)[:count]
+                if len(accepted) == count:
+                    self.used = int(accepted[-1]) + 1
+                    return accepted
+            if not self._refill(count, seeds):
+                return None
 
     def _refill(self, count: int, seeds: int) -> bool:
         field = self.field
@@ -342,8 +356,8 @@ class _Candidates:
             return False
         most = int(BATCH_DISTANCES / (field.share(seeds) * max(1, mass.shape[0])))
         rows = _draw(mass, max(count, min(count * max(1, seeds // 4), max(16, most))), self.rng)
-        self.mass = to_host(field.near[field.xp.asarray(rows)]).astype(np.float64)
-        self.chance = self.rng.random(len(rows))
+        mass = to_host(field.near[field.xp.asarray(rows)]).astype(np.float64)
+        self.lowest = self.rng.random(len(rows)) * mass
         self.batch, self.used = field.drawn(rows, seeds), 0
         return True
 
