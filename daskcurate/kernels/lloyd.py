@@ -17,6 +17,8 @@ from daskcurate.kernels.assign import Assignment, Scorer, assign, own_distances
 from daskcurate.kernels.bounded import reassign
 from daskcurate.kernels.threads import spread
 
+SHARED_CLUSTERS = 128
+"""Clusters whose sums one thread adds up over all blocks at a time."""
 RUN_ROWS = 2048
 """Small blocks in memory are assigned together until they have so many rows."""
 OVER_RELAXATION = 1.7
@@ -308,7 +310,7 @@ def lloyd(
         stepped = spread(_step_run, runs, repeat(scorer), last, repeat(moves))
         last = list(stepped)
         passed = [item for found in stepped for item in found.blocks()]
-        total = tree_combine([partial for _, partial in passed])
+        total = _combined([partial for _, partial in passed], len(centroids))
         objective = objective_of(total, centroids)
         plain = number in (0, n_iters - 1)
         updated = finalize(total, centroids, metric, 1.0 if plain else step)
@@ -332,6 +334,19 @@ def lloyd(
             break
         previous = objective
     return Fit(centroids, updates, objective, labels)
+
+
+def _combined(partials: list[Partial], k: int) -> Partial:
+    """Return what :func:`tree_combine` does, some clusters at a time: these stay in cache, and threads share them."""
+
+    def some(start: int) -> Partial:
+        own = slice(start, start + SHARED_CLUSTERS)
+        return tree_combine([Partial(part.sums[own], part.counts[own], part.squares) for part in partials])
+
+    found = spread(some, range(0, k, SHARED_CLUSTERS))
+    xp = namespace_of(partials[0].sums)
+    sums, counts = (xp.concatenate(parts) for parts in zip(*((p.sums, p.counts) for p in found), strict=True))
+    return Partial(sums, counts, found[0].squares)
 
 
 class _Run(NamedTuple):
