@@ -16,7 +16,7 @@ from daskcurate.remembering import Table, read_centroids
 from daskcurate.resampling import resample_in_memory
 from daskcurate.rows import Block, NarrowBlock, RowBlocks
 from daskcurate.seeds import greedy_rows, greedy_seeds, seed_centroids, seeds_at_once, warn_of_sample
-from daskcurate.store import write_scratch
+from daskcurate.store import read_block, write_scratch
 
 LOCAL_BYTES = 128 << 20
 """Rows (float32), and sums of clusters, that one task may hold to cluster the rows whole ..."""
@@ -187,38 +187,61 @@ def resamples_whole(run: Any, blocks: RowBlocks, k: int, config: KMeansConfig) -
 
 
 def fit_resampled(
-    run: Any, blocks: RowBlocks, k: int, config: KMeansConfig, step: int, base: str
-) -> tuple[str, int]:
-    """Do a whole resampling step in one task; return (scratch name of the centroids, rows of the subset).
+    run: Any, blocks: RowBlocks, k: int, config: KMeansConfig, step: int, base: str, known: str | None
+) -> tuple[str, int, str | None]:
+    """Do a whole resampling step in one task; return scratch names of the centroids and known labels, and a count.
 
-    Nothing is fitted where the subset has fewer rows than there are clusters.
+    The count is of the subset's rows; nothing is fitted where they are fewer than the clusters.
+
+    Parameters
+    ----------
+    base
+        Scratch name of the last step's centroids.
+    known
+        Scratch name of the labels that the last step knows; None: every row is assigned anew, to the same labels.
     """
     name = f"s{step}-r0"
-    count = run.gather(
+    urls = run.scratch(name), run.scratch(f"{name}-known")
+    count, is_known = run.gather(
         [
             run.task_alone(
-                _resampled_whole, list(blocks.blocks), run.scratch(base), k, config, step, run.scratch(name),
-                name="kmeans-resampled", key=name,
+                _resampled_whole, list(blocks.blocks), run.scratch(base), known and run.scratch(known),
+                k, config, step, urls, name="kmeans-resampled", key=name,
             )
         ],
         "resample and fit",
     )[0]  # fmt: skip
     if count >= k and (looked_at := greedy_rows(count, blocks.dim, k)) < count:
         warn_of_sample(run, looked_at, count)
-    return name, count
+    return name, count, f"{name}-known" if is_known else None
 
 
 def _resampled_whole(
-    blocks: list[Block], base: str, k: int, config: KMeansConfig, step: int, url: str
-) -> int:
-    subset = resample_in_memory(blocks, read_centroids(base), config, step)
+    blocks: list[Block],
+    base: str,
+    known: str | None,
+    k: int,
+    config: KMeansConfig,
+    step: int,
+    urls: tuple[str, str],
+) -> tuple[int, bool]:
+    """Write the centroids to the first URL, to the second the labels that Lloyd's last pass found; say whether."""
+    labels = None if known is None else read_block(known, 0, 2**62)
+    subset = resample_in_memory(blocks, read_centroids(base), config, step, labels)
     rows = np.concatenate([np.empty((0, blocks[0].rows.shape[1]), np.float32), *(b.rows for b in subset)])
     if len(rows) < k:
-        return len(rows)
+        return len(rows), False
     seeds = greedy_seeds(rows, k, derive_seed(config.seed, "kmeans", k, step, 0))
     found = on_device(lloyd.lloyd)([b.rows for b in subset], seeds, config.metric, config.n_iters, config.tol)
-    write_scratch(url, found.centroids)
-    return len(rows)
+    write_scratch(urls[0], found.centroids)
+    if found.labels is None:
+        return len(rows), False
+    numbers = np.concatenate([block.numbers for block in blocks])
+    labels = np.full(len(numbers), -1, dtype=np.int32)
+    at = np.searchsorted(numbers, np.concatenate([block.numbers for block in subset]))
+    labels[at] = np.concatenate(found.labels)
+    write_scratch(urls[1], labels)
+    return len(rows), True
 
 
 def _inertia(run: Any, blocks: RowBlocks, name: str, metric: str) -> float:

@@ -255,7 +255,7 @@ class Clustering(Stage):
         given = self.inputs["init"].values if config.init == "array" else None
         saved = run.checkpoint
         centroids = saved.get("base")
-        width = saved.get("width", 0)
+        width, known = saved.get("width", 0), None
         if config.init == "k-means++" and not is_lloyds(config.algorithm, len(blocks), blocks.dim, k):
             run.note(0, "directions")
             blocks = with_directions(run, blocks, config.seed, saved.get("width"))
@@ -266,7 +266,7 @@ class Clustering(Stage):
             subset = blocks
             if step and resamples_whole(run, blocks, k, config):
                 run.note(share[0], what.removesuffix(": "))
-                name, count = fit_resampled(run, blocks, k, config, step, centroids)
+                name, count, known = fit_resampled(run, blocks, k, config, step, centroids, known)
             elif step:
                 subset = resample(run, blocks, centroids, k, config, step)
                 if width and not is_lloyds(config.algorithm, len(subset), subset.dim, k):

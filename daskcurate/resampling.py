@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from daskcurate.arrays import namespace_of
 from daskcurate.config import KMeansConfig
 from daskcurate.device import on_device
 from daskcurate.kernels.assign import Scorer, assign
@@ -41,11 +42,23 @@ def resample(
 
 
 def resample_in_memory(
-    blocks: list[Block], centroids: np.ndarray, config: KMeansConfig, step: int
+    blocks: list[Block],
+    centroids: np.ndarray,
+    config: KMeansConfig,
+    step: int,
+    known: np.ndarray | None = None,
 ) -> list[Block]:
-    """Return what :func:`resample` does, of blocks in memory."""
+    """Return what :func:`resample` does, of blocks in memory.
+
+    Parameters
+    ----------
+    known
+        (n,) int32 labels of the blocks' rows by ``centroids``, -1 where they are not known yet.
+    """
     scorer, seed = Scorer(centroids, config.metric), _draw_seed(config, step)
-    labelled = spread(_labelled_block, blocks, repeat(scorer), repeat(seed))
+    ends = np.cumsum([len(block.numbers) for block in blocks])
+    parts = np.split(known, ends[:-1]) if known is not None else [None] * len(blocks)
+    labelled = spread(_labelled_block, blocks, parts, repeat(scorer), repeat(seed))
     ranks = ranks_of_blocks(labelled)
     taken = [_take(block, rank, config.sample_size) for block, rank in zip(blocks, ranks, strict=True)]
     return [block for block in taken if len(block.numbers)]
@@ -56,13 +69,19 @@ def _draw_seed(config: KMeansConfig, step: int) -> int | None:
     return derive_seed(config.seed, "resample", step) if config.sample_strategy == "random" else None
 
 
-def _labelled_block(block: Block, scorer: Scorer, seed: int | None) -> Labelled:
-    return _labelled(block.numbers, _assigned(block, scorer), seed)
+def _labelled_block(block: Block, known: np.ndarray | None, scorer: Scorer, seed: int | None) -> Labelled:
+    return _labelled(block.numbers, _assigned(block, known, scorer), seed)
 
 
 @on_device
-def _assigned(block: Block, scorer: Scorer) -> Assigned:
-    return assigned_rows(block, assign(block.rows, scorer).labels, scorer)
+def _assigned(block: Block, known: np.ndarray | None, scorer: Scorer) -> Assigned:
+    if known is None:
+        return assigned_rows(block, assign(block.rows, scorer).labels, scorer)
+    xp = namespace_of(block.rows)
+    labels = xp.asarray(known)  # in its place
+    new = xp.nonzero(labels < 0)[0]
+    labels[new] = assign(block.rows[new], scorer).labels
+    return assigned_rows(block, labels, scorer)
 
 
 def _labelled(numbers: np.ndarray, found: Assigned, seed: int | None) -> Labelled:

@@ -14,6 +14,8 @@ from daskcurate.kernels.leading import Leading
 
 LOUD_SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 """Shares of the centroids tried as those that are compared with every row."""
+OWN_TILE = 1 << 18
+"""Numbers of rows compared with their own centroids at once: 1 MiB of float32."""
 OWN_COST = 0.1
 """Work of a bounded pass besides its products, as a share of a pass without bounds."""
 
@@ -37,8 +39,9 @@ def reassign(
     if not scorer.skips:
         return assign(x, scorer, leading)
     xp, m = scorer.xp, x.shape[0]
-    step = tile_rows(scorer.table.shape[0], xp)
     labels, second = before.labels.copy(), before.second.copy()
+    # no scores of all centroids are held here: narrow rows may be many at once
+    step = max(tile_rows(scorer.table.shape[0], xp), OWN_TILE // scorer.table.shape[1])
     own, upper = xp.empty(m, dtype=np.float32), xp.empty(m, dtype=np.float32)
     for start in range(0, m, step):
         tile = scorer.tile(x[start : start + step])

@@ -18,6 +18,10 @@ from daskcurate.kernels.bounded import reassign
 from daskcurate.kernels.leading import Leading
 from daskcurate.kernels.threads import spread
 
+SHARED_CLUSTERS = 128
+"""Clusters whose sums one thread adds up over all blocks at a time."""
+RUN_ROWS = 2048
+"""Small blocks in memory are assigned together until they have so many rows."""
 OVER_RELAXATION = 1.7
 """How far updates go that are not to be Lloyd's: 1 is to the mean, further converges in fewer passes; below 2 the
 objective of the given assignment falls all the same."""
@@ -48,6 +52,8 @@ def segment_sums(
     n_clusters: int,
     before: tuple[Array, Partial] | None = None,
     dtype: Any = np.float64,
+    *,
+    reuse: bool = False,
 ) -> tuple[Array, Array]:
     """Return (sums (k, d) float64, counts (k,) int64) of the rows of each cluster; label -1 is left out.
 
@@ -62,6 +68,8 @@ def segment_sums(
     dtype
         What the rows of a cluster are added up in; float32 is enough for a pass that is not exact anyhow,
         where a block has some tens of rows a cluster.
+    reuse
+        Whether the sums of ``before`` are overwritten, not copied.
     """
     xp = namespace_of(x)
     order = xp.argsort(labels, kind="stable")
@@ -75,7 +83,7 @@ def segment_sums(
         ends = xp.cumsum(counts)
     else:
         old_labels, old = before
-        sums = old.sums.copy()
+        sums = old.sums if reuse else old.sums.copy()
         moved = xp.nonzero(labels != old_labels)[0]
         touched = xp.unique(xp.concatenate([labels[moved], old_labels[moved]]))
         touched = touched[touched >= 0]
@@ -262,6 +270,8 @@ class Fit(NamedTuple):
     centroids: Array
     n_updates: int
     objective: float
+    labels: list[Array] | None
+    """Of each block (m,) int32, by these centroids; None where the loop ended before they were known."""
 
 
 def fits_tol(previous: float | None, objective: float, tol: float | None) -> bool:
@@ -303,14 +313,16 @@ def lloyd(
     """
     previous: float | None = None
     first_rows = np.cumsum([0] + [block.shape[0] for block in blocks])
-    last: list[Last | None] = [None] * len(blocks)
+    runs = spread(_joined, _neighbours(blocks))
+    last: list[_RunLast | None] = [None] * len(runs)
     moves = None
-    updates, objective = 0, 0.0
+    updates, objective, labels = 0, 0.0, None
     for number in range(n_iters):
         scorer = Scorer(centroids, metric)
-        passed = spread(step_chunk, blocks, repeat(scorer), last, repeat(moves))
-        last = list(passed)
-        total = tree_combine([item.partial for item in passed if item.partial is not None])
+        stepped = spread(_step_run, runs, repeat(scorer), last, repeat(moves))
+        last = list(stepped)
+        passed = [item for found in stepped for item in found.blocks()]
+        total = _combined([partial for _, partial in passed], len(centroids))
         objective = objective_of(total, centroids)
         plain = number in (0, n_iters - 1)
         updated = finalize(total, centroids, metric, 1.0 if plain else step)
@@ -318,10 +330,8 @@ def lloyd(
         if empty.size:
             far = merge_farthest(
                 [
-                    farthest_rows(
-                        block, _numbers(block, first), centroids, item.assignment.labels, metric, empty.size
-                    )
-                    for block, first, item in zip(blocks, first_rows[:-1], passed, strict=True)
+                    farthest_rows(block, _numbers(block, first), centroids, labels, metric, empty.size)
+                    for block, first, (labels, _) in zip(blocks, first_rows[:-1], passed, strict=True)
                 ],
                 empty.size,
             )
@@ -330,10 +340,76 @@ def lloyd(
         same = bool((updated == centroids).all())
         moves = moves_of(centroids, updated)
         centroids = updated
+        if same:
+            labels = [found for found, _ in passed]
         if same or fits_tol(previous, objective, tol):
             break
         previous = objective
-    return Fit(centroids, updates, objective)
+    return Fit(centroids, updates, objective, labels)
+
+
+def _combined(partials: list[Partial], k: int) -> Partial:
+    """Return what :func:`tree_combine` does, some clusters at a time: these stay in cache, and threads share them."""
+
+    def some(start: int) -> Partial:
+        own = slice(start, start + SHARED_CLUSTERS)
+        return tree_combine([Partial(part.sums[own], part.counts[own], part.squares) for part in partials])
+
+    found = spread(some, range(0, k, SHARED_CLUSTERS))
+    xp = namespace_of(partials[0].sums)
+    sums, counts = (xp.concatenate(parts) for parts in zip(*((p.sums, p.counts) for p in found), strict=True))
+    return Partial(sums, counts, found[0].squares)
+
+
+class _Run(NamedTuple):
+    """Neighbouring blocks in one piece: rows are assigned together, and added up block by block."""
+
+    x: Array
+    slices: list[slice]
+
+
+class _RunLast(NamedTuple):
+    """What a run remembers of a pass."""
+
+    assignment: Assignment
+    partials: list[Partial]
+    slices: list[slice]
+
+    def blocks(self) -> list[tuple[Array, Partial]]:
+        """Return the labels and the sums of each block."""
+        return [(self.assignment.labels[s], p) for s, p in zip(self.slices, self.partials, strict=True)]
+
+
+def _neighbours(blocks: Sequence[Array]) -> list[list[Array]]:
+    """Return the blocks, in lists of neighbours with some ``RUN_ROWS`` rows."""
+    found: list[list[Array]] = [[]]
+    for block in blocks:
+        if sum(part.shape[0] for part in found[-1]) >= RUN_ROWS:
+            found.append([])
+        found[-1].append(block)
+    return found
+
+
+def _joined(blocks: list[Array]) -> _Run:
+    ends = np.cumsum([block.shape[0] for block in blocks])
+    slices = [slice(int(end) - block.shape[0], int(end)) for end, block in zip(ends, blocks, strict=True)]
+    xp = namespace_of(blocks[0])
+    return _Run(blocks[0] if len(blocks) == 1 else xp.concatenate(blocks), slices)
+
+
+def _step_run(run: _Run, scorer: Scorer, last: _RunLast | None, moves: Array | None) -> _RunLast:
+    """Return what :func:`step_chunk` does of each block of a run; the sums of ``last`` are overwritten."""
+    before: Sequence[tuple[Array, Partial] | None] = [None] * len(run.slices)
+    if last is None or moves is None:
+        assignment = assign(run.x, scorer)
+    else:
+        assignment, before = reassign(run.x, scorer, last.assignment, moves), last.blocks()
+    partials = []
+    for rows, old in zip(run.slices, before, strict=True):
+        x = run.x[rows]
+        sums, counts = segment_sums(x, assignment.labels[rows], len(scorer.centroids), old, reuse=True)
+        partials.append(Partial(sums, counts, sum_of_squares(x) if old is None else old[1].squares))
+    return _RunLast(assignment, partials, run.slices)
 
 
 def _numbers(block: Array, first: int) -> Array:

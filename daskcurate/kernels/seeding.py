@@ -14,10 +14,14 @@ OVERSAMPLING_ROUNDS = 5
 """Rounds of k-means||; the paper finds five enough."""
 BATCH_DISTANCES = 4 << 20
 """Distances of one batch of k-means++ candidates: 16 MiB of float32."""
-PIECE = 8192
+PIECE = 2048
 """Rows that one thread works on at a time."""
+TILE = 32
+"""Rows of a group that are gathered together."""
 GROUPED_SEEDS, GROUPED_ROWS = 100, 4096
 """From so many seeds and rows on, candidates are compared with the rows of near groups only."""
+LOW_WIDTH, LOW_GROUPS = 3, 4
+"""Up to this width there are so many times as many groups: a group then has few neighbours."""
 NEAR_GROUPS = 8
 """Groups, of sqrt(k), that a candidate is compared with (24 000 rows of texts, k = 2000, ten Lloyd updates: 4 of them
 cost 0.2 % of inertia, 6 and more below 0.1 %) ..."""
@@ -54,7 +58,7 @@ def operations(m: int, d: int, k: int) -> float:
     """Return the operations of :func:`kmeans_plusplus` for k seeds of m rows of width d, about."""
     compared = float(trials(k))
     if is_grouped(m, k):
-        compared = 1 + compared * min(1.0, NEAR_GROUPS / _group_count(k))
+        compared = 1 + compared * min(1.0, NEAR_GROUPS / _group_count(k, d))
     return 2 * m * d * k * compared
 
 
@@ -63,8 +67,8 @@ def is_grouped(m: int, k: int) -> bool:
     return k >= GROUPED_SEEDS and m >= GROUPED_ROWS
 
 
-def _group_count(k: int) -> int:
-    return round(math.sqrt(k))
+def _group_count(k: int, d: int) -> int:
+    return round(math.sqrt(k) * (LOW_GROUPS if d <= LOW_WIDTH else 1))
 
 
 def kmeans_plusplus(x: Array, k: int, rng: np.random.Generator, weights: Array | None = None) -> np.ndarray:
@@ -89,27 +93,34 @@ def kmeans_plusplus(x: Array, k: int, rng: np.random.Generator, weights: Array |
     field = _Field(x, k, rng, weights)
     count = trials(k)
     seeds = np.empty(k, dtype=np.int64)
-    seeds[0] = _draw(field.mass(), 1, rng)[0]
-    field.add(seeds[:1])
+    first = _draw(field.mass(), 1, rng)
+    seeds[:1] = field.numbers(first)
+    field.add(first)
     candidates = _Candidates(field, rng)
     for i in range(1, k):
-        drawn = candidates.draw(count, i)
-        if drawn is None:
+        accepted = candidates.draw(count, i)
+        if accepted is None:
             seeds[i:] = _fill(m, seeds[:i], k - i, rng)
             break
-        best = drawn[int(np.argmax(field.gains(drawn)))]
-        seeds[i] = best.row
-        field.take(best)
-    return seeds if field.order is None else field.order[seeds]
+        start = int(accepted[0])
+        gains = field.gains(candidates.batch, start, int(accepted[-1]) + 1)
+        best = int(accepted[np.argmax(gains[accepted - start])])
+        seeds[i] = field.numbers(candidates.batch.rows[best])
+        field.take(candidates.batch, best)
+    return seeds
 
 
 class _Drawn(NamedTuple):
-    """A row that was drawn as a candidate, and the scores of the groups of rows near it."""
+    """Rows that were drawn as candidates, and the scores of the rows near each."""
 
-    row: int
-    groups: Array | None
-    """None: all rows, in one piece."""
-    scores: list[Array]
+    rows: np.ndarray
+    """(c,) where they stand in the field."""
+    scores: Array
+    """(t, TILE) scores of the tiles near the first candidate, then of those near the next; or (c, m)."""
+    tiles: Array | None = None
+    """(t,) which tiles; None: each candidate was compared with all rows."""
+    edges: Any = None
+    """(c + 1,) the first of the t tiles of each candidate, and the end."""
 
 
 class _Field:
@@ -117,6 +128,9 @@ class _Field:
 
     A score is x.c - |c|^2 / 2 of a row and a seed, the largest that of the nearest seed: a squared distance is
     |x|^2 less twice the score.
+
+    Groups stand one after the other, each filled up to whole tiles with rows of zeros that nothing draws and that
+    gain nothing: what belongs to a candidate is then gathered by tiles, in one go.
     """
 
     def __init__(self, x: Array, k: int, rng: np.random.Generator, weights: Array | None):
@@ -128,25 +142,41 @@ class _Field:
             self.order, self.bounds, centers = _groups(x, k, rng)
             self.centers = np.concatenate([(centers - mean).T, np.zeros((1, len(centers)), np.float32)])
             self.centers[-1] = -0.5 * (self.centers[:-1] ** 2).sum(axis=0)
-        edges = zip(self.bounds[:-1], self.bounds[1:], strict=True)
-        self.numbers = [np.arange(*edge) for edge in edges]  # of the rows of each group
-        self.rows = xp.ones((m, d + 1), dtype=np.float32)  # the last column adds -|c|^2 / 2 to a product
+            m = len(self.order)
+        self.rows = xp.zeros((m, d + 1), dtype=np.float32)  # the last column adds -|c|^2 / 2 to a product
         self.pieces = [(i, min(i + PIECE, m)) for i in range(0, m, PIECE)]
         self.squares = xp.empty(m, dtype=np.float32)
         spread(lambda piece: self._load(x, mean, *piece), self.pieces)
-        self.weights = None
-        if weights is not None:
-            weights = xp.asarray(weights, dtype=np.float64)
-            self.weights = weights if self.order is None else weights[self.order]
+        self.weights = None if weights is None else xp.asarray(weights, dtype=np.float64)
         self.best = xp.full(m, -np.inf, dtype=np.float32)
         self.near = xp.ones(m, dtype=np.float32)
+        if self.order is not None:
+            self.near[self.order < 0] = 0
+            if self.weights is not None:
+                self.weights = self.weights[self.order]  # whatever at zeros: their distance is 0
+        self.state = (self.best, self.near, self.squares)
+        self.tiled: tuple[Array, ...] = ()
+        self.columns: list[Array] = []
+        if self.order is not None:
+            self.tiled = tuple(part.reshape(-1, TILE) for part in self.state)
+            if d <= LOW_WIDTH:
+                self.columns = [np.ascontiguousarray(part).reshape(-1, TILE) for part in self.rows.T]
         self.pending: list[int] = []
 
     def _load(self, x: Array, mean: Array, start: int, stop: int) -> None:
-        rows = x[start:stop] if self.order is None else x[self.order[start:stop]]
         out = self.rows[start:stop, :-1]
-        self.xp.subtract(rows, mean, out=out)
+        if self.order is None:
+            self.xp.subtract(x[start:stop], mean, out=out)
+            self.rows[start:stop, -1] = 1
+        else:
+            real = np.flatnonzero(self.order[start:stop] >= 0)
+            out[real] = x[self.order[start:stop][real]] - mean
+            self.rows[start:stop, -1][real] = 1
         self.squares[start:stop] = self.xp.einsum("ij,ij->i", out, out)
+
+    def numbers(self, rows: Any) -> Any:
+        """Return the row numbers in ``x`` of rows of the field."""
+        return rows if self.order is None else self.order[rows]
 
     def mass(self) -> Array:
         """Return what rows are drawn in proportion to, (m,)."""
@@ -166,7 +196,7 @@ class _Field:
         def piece(bounds: tuple[int, int]) -> None:
             start, stop = bounds
             scores = self.xp.matmul(self.rows[start:stop], table.T).max(axis=1)
-            self._raise(slice(start, stop), scores)
+            self._raise(self.state, slice(start, stop), scores)
 
         spread(piece, self.pieces)
 
@@ -176,46 +206,44 @@ class _Field:
             self.add(np.array(self.pending))
             self.pending = []
 
-    def _raise(self, near: Any, scores: Array) -> None:
-        best = self.xp.maximum(self.best[near], scores)
-        self.best[near] = best
-        squares = self.squares[near]
-        distance = squares - 2 * best
+    def _raise(self, state: tuple[Array, ...], which: Any, scores: Array) -> None:
+        """Let the rows (or tiles, where ``state`` is of tiles) have what scores are better than theirs."""
+        best, near, squares = state
+        raised = self.xp.maximum(best[which], scores)
+        best[which] = raised
+        lengths = squares[which]
+        distance = lengths - 2 * raised
         # within rounding of zero is zero, so that a copy of a seed is never drawn
-        distance *= distance > 8e-7 * squares
-        self.near[near] = distance
+        distance *= distance > 8e-7 * lengths
+        near[which] = distance
 
-    def gains(self, drawn: list[_Drawn]) -> np.ndarray:
-        """Return half of what the sum of squared distances would fall by with each candidate."""
-        if any(found.groups is None for found in drawn):
-            return np.array([self._gain(found) for found in drawn])
-        # in one go: the calls would take longer than the work
-        near = np.concatenate([self.numbers[g] for found in drawn for g in found.groups])  # type: ignore[union-attr]
-        gain = np.concatenate([part for found in drawn for part in found.scores])
-        lengths = [sum(len(part) for part in found.scores) for found in drawn]
-        gain -= self.best.take(near)
+    def gains(self, drawn: _Drawn, start: int, stop: int) -> np.ndarray:
+        """Return half of what the sum of squared distances would fall by with each of some candidates."""
+        if drawn.tiles is None:
+            return np.array([self._gain(drawn.scores[i]) for i in range(start, stop)])
+        edges = drawn.edges[start : stop + 1]  # in one go: the calls would take longer than the work
+        tiles, scores = (part[edges[0] : edges[-1]] for part in (drawn.tiles, drawn.scores))
+        gain = self.tiled[0].take(tiles, axis=0)
+        np.subtract(scores, gain, out=gain)
         np.maximum(gain, 0, out=gain)
-        if self.weights is not None:
-            gain = gain * self.weights.take(near)
-        return np.add.reduceat(gain, np.cumsum([0, *lengths[:-1]]))
+        if self.weights is None:
+            sums = gain.sum(axis=1)
+        else:
+            sums = np.einsum("ij,ij->i", gain, self.weights.reshape(-1, TILE).take(tiles, axis=0))
+        return np.add.reduceat(sums, edges[:-1] - edges[0])
 
-    def _gain(self, found: _Drawn) -> float:
-        near, scores = self._compared(found)
-        gain = scores - self.best[near]
+    def _gain(self, scores: Array) -> float:
+        gain = scores - self.best
         self.xp.maximum(gain, 0, out=gain)
-        return float(gain.sum() if self.weights is None else gain @ self.weights[near])
+        return float(gain.sum() if self.weights is None else gain @ self.weights)
 
-    def _compared(self, found: _Drawn) -> tuple[Any, Array]:
-        """Return which rows a candidate is compared with, and their scores."""
-        if found.groups is None:
-            return slice(None), found.scores[0]
-        return np.concatenate([self.numbers[g] for g in found.groups]), np.concatenate(found.scores)
-
-    def take(self, found: _Drawn) -> None:
-        """Make a candidate a seed."""
-        self._raise(*self._compared(found))
-        if found.groups is not None:
-            self.pending.append(found.row)
+    def take(self, drawn: _Drawn, i: int) -> None:
+        """Make candidate ``i`` a seed."""
+        if drawn.tiles is None:
+            return self._raise(self.state, slice(None), drawn.scores[i])
+        own = slice(drawn.edges[i], drawn.edges[i + 1])
+        self._raise(self.tiled, drawn.tiles[own], drawn.scores[own])
+        self.pending.append(int(drawn.rows[i]))
 
     def share(self, seeds: int) -> float:
         """Return the fraction of the rows that candidates are compared with when there are ``seeds`` seeds."""
@@ -225,7 +253,7 @@ class _Field:
         n_groups = len(self.bounds) - 1  # a seed of few is near to many rows
         return min(n_groups, max(NEAR_GROUPS, -(-FIRST_GROUPS * n_groups // seeds)))
 
-    def drawn(self, rows: np.ndarray, seeds: int) -> list[_Drawn]:
+    def drawn(self, rows: np.ndarray, seeds: int) -> _Drawn:
         """Return rows that were drawn, with their scores."""
         table, reach, n_groups = self.table(rows), self._reach(seeds), len(self.bounds) - 1
         if reach == n_groups:
@@ -235,33 +263,59 @@ class _Field:
                 out[:, slice(*bounds)] = self.xp.matmul(table, self.rows[slice(*bounds)].T)
 
             spread(piece, self.pieces)
-            return [_Drawn(int(row), None, [out[i]]) for i, row in enumerate(rows)]
+            return _Drawn(rows, out)
         assert self.centers is not None
         closeness = table[:, :-1] @ self.centers[:-1] + self.centers[-1]
-        near = np.sort(np.argpartition(-closeness, reach - 1, axis=1)[:, :reach], axis=1)
-        scores: list[list[Any]] = [[None] * reach for _ in rows]
+        near = np.sort(np.argpartition(-closeness, reach - 1, axis=1)[:, :reach], axis=1).ravel()
+        first = self.bounds // TILE
+        lengths = np.diff(first)[near]
+        ends = np.cumsum(lengths)
+        starts = ends - lengths
+        tiles = np.repeat(first[near] - starts, lengths) + np.arange(ends[-1])
+        edges = np.append(starts[::reach], ends[-1])
+        if table.shape[1] <= LOW_WIDTH + 1:
+            return _Drawn(rows, self._narrow_scores(table, tiles, np.diff(edges)), tiles, edges)
+        scores = np.empty((ends[-1], TILE), dtype=np.float32)
+        by_group = np.argsort(near, kind="stable")
+        cuts = np.searchsorted(near[by_group], np.arange(n_groups + 1))
 
         def group(g: int) -> None:
-            which, place = np.nonzero(near == g)
-            if len(which):
-                found = np.matmul(table[which], self.rows[self.bounds[g] : self.bounds[g + 1]].T)
-                for i, j, part in zip(which, place, found, strict=True):
-                    scores[i][j] = part
+            own = by_group[cuts[g] : cuts[g + 1]]
+            if len(own) and first[g + 1] > first[g]:
+                found = np.matmul(table[own // reach], self.rows[self.bounds[g] : self.bounds[g + 1]].T)
+                at = starts[own][:, None] + np.arange(first[g + 1] - first[g])
+                scores[at] = found.reshape(len(own), -1, TILE)
 
         spread(group, range(n_groups))
-        return [_Drawn(int(row), *found) for row, *found in zip(rows, near, scores, strict=True)]
+        return _Drawn(rows, scores, tiles, edges)
+
+    def _narrow_scores(self, table: np.ndarray, tiles: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Return the scores (t, TILE) of few columns without a product for each group, which would take longer."""
+        scores = np.zeros((len(tiles), TILE), dtype=np.float32)
+        for column, factors in zip(self.columns, np.repeat(table, counts, axis=0).T, strict=True):
+            part = column.take(tiles, axis=0)
+            part *= factors[:, None]
+            scores += part
+        return scores
 
 
 def _groups(x: np.ndarray, k: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (order of the rows by group, first row of each group and the end, centres of the groups)."""
-    m, count = x.shape[0], _group_count(k)
+    """Return (the rows by group, first of each group and the end, centres of the groups).
+
+    Each group is filled up to whole tiles with -1, which is no row.
+    """
+    m, count = x.shape[0], _group_count(k, x.shape[1])
     few = x[np.sort(rng.permutation(m)[: min(m, GROUP_ROWS * count)])]
     start = few[np.sort(rng.permutation(len(few))[:count])]
     centers = lloyd([few], start, "l2", GROUP_UPDATES).centroids
     pieces = [slice(i, i + PIECE) for i in range(0, m, PIECE)]
     labels = np.concatenate(spread(lambda piece: nearest(x[piece], centers, "l2"), pieces))
     sizes = np.bincount(labels, minlength=count)
-    return np.argsort(labels, kind="stable"), np.concatenate([[0], np.cumsum(sizes)]), centers
+    bounds = np.concatenate([[0], np.cumsum(-(-sizes // TILE) * TILE)])
+    by_group = np.argsort(labels, kind="stable")
+    order = np.full(bounds[-1], -1)
+    order[np.arange(m) + np.repeat(bounds[:-1] - (np.cumsum(sizes) - sizes), sizes)] = by_group
+    return order, bounds, centers
 
 
 class _Candidates:
@@ -274,22 +328,25 @@ class _Candidates:
 
     def __init__(self, field: _Field, rng: np.random.Generator):
         self.field, self.rng = field, rng
-        self.batch: list[_Drawn] = []
+        self.batch = _Drawn(np.empty(0, np.int64), np.empty((0, 0), np.float32))
         self.used = 0
 
-    def draw(self, count: int, seeds: int) -> list[_Drawn] | None:
-        """Return ``count`` candidates for the seed after ``seeds`` ones; None where no mass is left."""
-        found: list[_Drawn] = []
-        while len(found) < count:
-            if self.used == len(self.batch) and not self._refill(count, seeds):
+    def draw(self, count: int, seeds: int) -> np.ndarray | None:
+        """Return the places in ``batch`` (count,) of the candidates for the seed after ``seeds`` ones.
+
+        They are of one batch: what is left of a batch in which too few are accepted is not used. None where no
+        mass is left.
+        """
+        while True:
+            if self.used < len(self.batch.rows):
+                left = self.field.xp.asarray(self.batch.rows[self.used :])
+                mass = to_host(self.field.near[left])  # weights are the same then and now
+                accepted = self.used + np.flatnonzero(self.lowest[self.used :] < mass)[:count]
+                if len(accepted) == count:
+                    self.used = int(accepted[-1]) + 1
+                    return accepted
+            if not self._refill(count, seeds):
                 return None
-            at = self.used
-            self.used += 1
-            row = self.batch[at].row
-            mass = float(self.field.near[row])
-            if self.chance[at] * self.mass[at] < mass:  # weights are the same then and now
-                found.append(self.batch[at])
-        return found
 
     def _refill(self, count: int, seeds: int) -> bool:
         field = self.field
@@ -299,8 +356,8 @@ class _Candidates:
             return False
         most = int(BATCH_DISTANCES / (field.share(seeds) * max(1, mass.shape[0])))
         rows = _draw(mass, max(count, min(count * max(1, seeds // 4), max(16, most))), self.rng)
-        self.mass = to_host(field.near[field.xp.asarray(rows)]).astype(np.float64)
-        self.chance = self.rng.random(len(rows))
+        mass = to_host(field.near[field.xp.asarray(rows)]).astype(np.float64)
+        self.lowest = self.rng.random(len(rows)) * mass
         self.batch, self.used = field.drawn(rows, seeds), 0
         return True
 

@@ -178,6 +178,23 @@ def test_blocks_may_be_empty_and_single_rows(xp):
     np.testing.assert_array_equal(to_host(whole.centroids), to_host(pieces.centroids))
 
 
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_blocks_assigned_together_are_added_up_one_by_one(monkeypatch, metric):
+    rng = np.random.default_rng(4)
+    x = make(rng, 1000, 6, metric)
+    blocks = np.split(x, [0, 150, 151, 500, 500, 700])
+    found = []
+    for rows in (1, 300, 10_000):
+        monkeypatch.setattr(lloyd, "RUN_ROWS", rows)
+        found.append(lloyd.lloyd(blocks, x[:40], metric, 100))
+        labels = np.concatenate(found[-1].labels)
+        np.testing.assert_array_equal(labels, assign.nearest(x, found[-1].centroids, metric))
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0].centroids, other.centroids)
+        assert found[0].n_updates == other.n_updates
+    assert lloyd.lloyd(blocks, x[:40], metric, 2).labels is None
+
+
 def test_farthest_rows_are_distinct_and_ordered():
     x = np.array([[5, 0], [9, 0], [9, 0], [0, 0], [7, 0]], dtype=np.float32)
     rows = np.array([10, 11, 12, 13, 14])

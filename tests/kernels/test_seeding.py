@@ -100,11 +100,12 @@ def grouped_rows(seed, m=5000, d=12, centres=300):
     return (points[rng.integers(0, centres, m)] + rng.standard_normal((m, d))).astype(np.float32)
 
 
-def test_comparing_candidates_with_near_rows_only_is_as_good(monkeypatch):
+@pytest.mark.parametrize("d", [2, 12])
+def test_comparing_candidates_with_near_rows_only_is_as_good(monkeypatch, d):
     assert seeding.is_grouped(5000, 200)
     grouped, full = [], []
     for seed in range(4):
-        x = grouped_rows(seed)
+        x = grouped_rows(seed, d=d)
         grouped.append(potential_of(x, seeding.kmeans_plusplus(x, 200, np.random.default_rng(seed))))
         with monkeypatch.context() as patch:
             patch.setattr(seeding, "GROUPED_SEEDS", 10**9)
@@ -112,24 +113,56 @@ def test_comparing_candidates_with_near_rows_only_is_as_good(monkeypatch):
     assert np.mean(grouped) < 1.01 * np.mean(full)
 
 
-def test_the_distances_that_draws_follow_are_those_to_all_seeds():
-    x = grouped_rows(9)
-    field = seeding._Field(x, 200, np.random.default_rng(0), None)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("d", [2, 12])
+def test_the_distances_that_draws_follow_are_those_to_all_seeds(d, weighted):
+    x = grouped_rows(9, d=d)
     rng = np.random.default_rng(1)
-    field.add(np.array([17]))
-    seeds = [17]
+    weights = rng.random(len(x)) if weighted else None
+    field = seeding._Field(x, 200, np.random.default_rng(0), weights)
+    real = np.flatnonzero(field.order >= 0)
+    assert sorted(field.order[real]) == list(range(len(x)))
+    first = real[rng.integers(0, len(real), 1)]
+    field.add(first)
+    seeds = list(field.numbers(first))
     for turn in range(40):
-        drawn = field.drawn(rng.integers(0, 5000, 3), len(seeds) + 100)
-        assert all(found.groups is not None and len(found.groups) == seeding.NEAR_GROUPS for found in drawn)
-        gains = field.gains(drawn)
-        np.testing.assert_allclose(gains, [field._gain(found) for found in drawn], rtol=1e-4)
-        field.take(drawn[int(gains.argmax())])
-        seeds.append(drawn[int(gains.argmax())].row)
+        drawn = field.drawn(real[rng.integers(0, len(real), 3)], len(seeds) + 100)
+        gains = field.gains(drawn, 1, 3)
+        for i, gain in zip((1, 2), gains, strict=True):
+            tiles = drawn.tiles[drawn.edges[i] : drawn.edges[i + 1]]
+            at = (tiles[:, None] * seeding.TILE + np.arange(seeding.TILE)).ravel()
+            near = at[field.order[at] >= 0]
+            fallen = near_squares(x[field.order[near]], x[[field.numbers(drawn.rows[i])]])
+            held = field.squares[near] - 2 * field.best[near].astype(np.float64)
+            lower = np.maximum(held - fallen, 0) * (1 if weights is None else weights[field.order[near]])
+            np.testing.assert_allclose(gain, lower.sum() / 2, rtol=1e-3, atol=1e-3)
+        field.take(drawn, 1)
+        seeds.append(int(field.numbers(drawn.rows[1])))
         if turn % 10 == 9:
             field.settle()
-            ordered = x[field.order].astype(np.float64)
-            square = ((ordered[:, None] - ordered[seeds][None]) ** 2).sum(axis=2).min(axis=1)
-            np.testing.assert_allclose(field.near, square, rtol=1e-3, atol=1e-3)
+            expected = near_squares(x[field.order[real]], x[seeds])
+            np.testing.assert_allclose(field.near[real], expected, rtol=1e-3, atol=1e-3)
+            assert (field.near[field.order < 0] == 0).all()
+
+
+def near_squares(x, seeds):
+    return ((x[:, None].astype(np.float64) - seeds[None]) ** 2).sum(axis=2).min(axis=1)
+
+
+def test_a_candidate_is_compared_with_its_near_groups():
+    x = grouped_rows(4)
+    field = seeding._Field(x, 200, np.random.default_rng(0), None)
+    field.add(np.array([17]))
+    drawn = field.drawn(np.array([40, 17, 333]), 200)
+    group_of = np.searchsorted(
+        field.bounds // seeding.TILE, np.arange(len(field.near) // seeding.TILE), "right"
+    )
+    centers = field.centers[:-1].T
+    for i, row in enumerate(drawn.rows):
+        groups = set(group_of[drawn.tiles[drawn.edges[i] : drawn.edges[i + 1]]] - 1)
+        gaps = ((field.rows[row, :-1] - centers) ** 2).sum(axis=1)
+        assert groups <= set(np.argsort(gaps)[: seeding.NEAR_GROUPS].tolist())
+        assert int(gaps.argmin()) in groups
 
 
 @pytest.mark.parametrize("weighted", [False, True])
