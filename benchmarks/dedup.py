@@ -3,7 +3,8 @@
 Prints the rate of matrix products, then a Markdown table: seconds (the median of the repeats), pairs compared,
 and the share of the pool's duplicates that each finds. Brute force is the product of every pair of rows, without
 bound or sketches; of large pools a part of it is timed and the rest reckoned. What is found is checked against
-all pairs (one cluster, so no bound), bit for bit.
+all pairs (one cluster, so no bound), bit for bit. Of dedup within clusters a second table says how near it comes to
+its limits, measured in the same run: the products of clusters of the same sizes, and reading the rows.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from threadpoolctl import threadpool_limits
 import daskcurate as dc
 from daskcurate.kernels.pool_matches import NearestEarlier, nearest_into
 from daskcurate.kernels.pool_pairs import PoolBlock, compare, row_norms
+from daskcurate.kernels.similarity import match_clusters
 from daskcurate.local_cluster import make_local_cluster
 from daskcurate.tasks import one_blas_thread
 
@@ -65,6 +67,68 @@ def gemm_rate(m: int, n: int, d: int) -> float:
             np.matmul(a, b.T, out=out)
             times.append(time.perf_counter() - started)
     return 2 * m * n * d / statistics.median(times)
+
+
+def cluster_products(sizes: list[int], d: int, triangle: bool) -> float:
+    """Return the seconds of the products of clusters of these sizes with themselves on one thread, the best of 3.
+
+    As full squares, or as triangles: NumPy computes half of the product of an array with itself, and copies it.
+    """
+    a = np.random.default_rng(0).standard_normal((max(sizes), d), dtype=np.float32)
+    b, out, best = a if triangle else a.copy(), np.empty(max(sizes) ** 2, np.float32), np.inf
+    with threadpool_limits(1, user_api="blas"):
+        for _ in range(3):
+            started = time.perf_counter()
+            for m in sizes:
+                np.matmul(a[:m], b[:m].T, out=out[: m * m].reshape(m, m))
+            best = min(best, time.perf_counter() - started)
+    return best
+
+
+def read_chunks(rows: Any, spans: list[tuple[int, int]]) -> float:
+    """Return the seconds of reading chunks of a pool, the best of 3."""
+    best = np.inf
+    for _ in range(3):
+        started = time.perf_counter()
+        for span in spans:
+            rows.read(*span)
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def kernel_seconds(rows: Any, numbers: list[np.ndarray], eps: float) -> float:
+    """Return the seconds of comparing clusters (their row numbers, in order) on one thread, the best of 3."""
+    held = rows.read(0, rows.shape[0])[np.concatenate(numbers)]
+    edges, best = np.cumsum([0, *map(len, numbers)]).tolist(), np.inf
+    with one_blas_thread():
+        for _ in range(3):
+            started = time.perf_counter()
+            match_clusters(held, edges, "earlier", eps)
+            best = min(best, time.perf_counter() - started)
+    return best
+
+
+def limits_within(client: Client, emb: dc.Embeddings, labels: np.ndarray, eps: float) -> dict[str, float]:
+    """Return the seconds of what dedup within clusters cannot do without, and of its kernel: all threads at once."""
+    threads = sum(client.nthreads().values())
+    by_cluster = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1])
+    members = [numbers for numbers in by_cluster if len(numbers)]
+    shares = [members[i::threads] for i in range(threads)]
+    sizes = [[len(numbers) for numbers in share] for share in shares]
+    step = emb.chunk_rows
+    spans = [(i, min(i + step, len(emb))) for i in range(0, len(emb), step)]
+
+    def slowest(function: Any, *items: Any) -> float:
+        return max(client.gather(client.map(function, *items, pure=False)))
+
+    return {
+        "products, full squares": slowest(cluster_products, sizes, [emb.dim] * threads, [False] * threads),
+        "products, triangles": slowest(cluster_products, sizes, [emb.dim] * threads, [True] * threads),
+        "reading the rows": slowest(
+            read_chunks, [emb.rows] * threads, [spans[i::threads] for i in range(threads)]
+        ),
+        "the kernel": slowest(kernel_seconds, [emb.rows] * threads, shares, [eps] * threads),
+    }
 
 
 def both_at_once(client: Client, m: int, n: int, d: int) -> float:
@@ -153,7 +217,9 @@ def run(emb: dc.Embeddings, client: Client, folder: Path, args: argparse.Namespa
     missed = (found.read("counts") == 0)[wanted.read("counts") == 0].mean()
     pairs = found.attributes["pairs"]
     table.append((f"within clusters, {args.clusters} clusters", seconds, pairs, float(missed)))
+    stage = seconds
     limit = 2 * d * pairs / rate
+    parts = limits_within(client, emb, np.asarray(flat.labels), eps)
     rows = np.asarray(emb.array)
     peer, kept = median_of(1 if args.peer_once else args.repeats, lambda _: semhash_kept(rows, eps))
     print(f"\n{machine()}; {len(client.nthreads())} workers; {n} x {d} {emb.dtype}, eps {eps:g}, "
@@ -174,7 +240,16 @@ def run(emb: dc.Embeddings, client: Client, folder: Path, args: argparse.Namespa
         dropped[kept] = False
         share = dropped[greedy.read("counts") == 0].mean()
         print(f"| semhash | {peer:.1f} | 1/{brute / peer:.1f} | | | {share:.5f} |")
-    print(f"\nWithin clusters, the products alone would take {limit:.2f} s at the best of these rates.")
+    print(
+        f"\nWithin clusters, the products of the pairs would take {limit:.3f} s at the best of these rates.\n"
+    )
+    print(
+        "| within clusters, on all workers | seconds | of the triangles | of the stage |\n|---|---|---|---|"
+    )
+    for name, seconds in {**parts, "the stage": stage}.items():
+        ratio = seconds / parts["products, triangles"]
+        print(f"| {name} | {seconds:.3f} | {ratio:.1f} | {seconds / stage:.0%} |")
+    print()
     print("Recall: duplicates found, of those of all pairs; of semhash, of those of the rule greedy.")
 
 

@@ -87,6 +87,21 @@ def _pinned(cupy: Any) -> list[Any]:
     return [cupy.cuda.alloc_pinned_memory(PINNED_BYTES) for _ in range(2)]
 
 
+def to_float32(x: Array) -> Array:
+    """Return a copy of ``x`` in float32.
+
+    NumPy widens float16 one by one; a table of its 65 536 values takes less than half the time.
+    """
+    if x.dtype == np.float16 and namespace_of(x) is np:
+        return np.take(_halves(), x.view(np.uint16), mode="wrap")
+    return x.astype(np.float32)
+
+
+@cache
+def _halves() -> np.ndarray:
+    return np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+
+
 def row_dots(a: Array, b: Array) -> Array:
     """Return the inner products of the rows of ``a`` and ``b`` (m, d), (m,) of their dtype, float32 or float64.
 

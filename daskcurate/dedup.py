@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
@@ -207,13 +208,8 @@ def pairs_within(sizes: np.ndarray) -> int:
 
 
 def _match_whole(members: Members, key: SortKey, rule: str, eps: float, urls: list[str]) -> int:
-    found = match_in_memory(members, key, rule, eps)
-
-    def write(start: int, stop: int) -> int:
-        similarity, match = found.similarity[start:stop], found.position[start:stop]
-        return _write(members, (start, stop), similarity, match, urls, eps)
-
-    return sum(spread(write, *zip(*members.ranges, strict=True)))
+    found, inside = match_in_memory(members, key, rule, eps)
+    return _write(inside, 0, found.similarity, found.position, urls, eps)
 
 
 def _write_chunk(
@@ -224,24 +220,17 @@ def _write_chunk(
     match = np.full(stop - start, -1, dtype=np.int64)
     at = frame["row"].to_numpy() - start
     similarity[at], match[at] = frame["similarity"].to_numpy(), frame["duplicate_of"].to_numpy()
-    return _write(members, bounds, similarity, match, urls, eps)
+    inside = load_labels(members, start, stop) >= 0
+    return _write(inside, start, similarity, match, urls, eps)
 
 
 def _write(
-    members: Members,
-    bounds: tuple[int, int],
-    similarity: np.ndarray,
-    match: np.ndarray,
-    urls: list[str],
-    eps: float,
+    inside: np.ndarray, start: int, similarity: np.ndarray, match: np.ndarray, urls: list[str], eps: float
 ) -> int:
-    """Write what was found of the rows of a chunk; return how many are kept."""
-    start, stop = bounds
-    inside = load_labels(members, start, stop) >= 0
+    """Write what was found of the rows from ``start`` on, whole chunks of them; return how many are kept."""
     similarity = np.where(inside, similarity, np.float32(np.nan))
     kept = inside & ~is_duplicate(similarity, eps)
-    for url, values in zip(urls, (kept.astype(np.uint8), similarity, match), strict=True):
-        write_block(url, start, values)
+    spread(write_block, urls, repeat(start), (kept.astype(np.uint8), similarity, match))
     return int(kept.sum())
 
 

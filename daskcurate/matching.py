@@ -5,7 +5,6 @@ result is the same wherever a cluster is cut, and no pair is missed.
 """
 
 from collections.abc import Sequence
-from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,32 +76,59 @@ def fits_one_task(limits: Limits, n_rows: int, sizes: np.ndarray, dim: int, item
     )
 
 
-def match_in_memory(members: Members, key: SortKey, rule: str, eps: float) -> EarlierMatch:
+_TURN_ROWS = 2048
+"""Rows of the clusters that a thread compares in turn: enough that turns cost nothing, few beside a small pool."""
+
+
+def match_in_memory(members: Members, key: SortKey, rule: str, eps: float) -> tuple[EarlierMatch, np.ndarray]:
     """Return the match of every row of the pool within its cluster: similarity (n,), and row number (n,).
 
-    Rows without a cluster, or without an earlier row in it, have -1 and -1.
+    Rows without a cluster, or without an earlier row in it, have -1 and -1. Also bool (n,): which have a cluster.
     """
-    starts, stops = zip(*members.ranges, strict=True)
-    labels = np.concatenate(spread(load_labels, repeat(members), starts, stops))
-    keys = np.concatenate(spread(key.load, repeat(members), starts, stops))
-    source = members.source
-    assert source is not None
-    rows = np.concatenate(spread(source.read, starts, stops))
+    labels, keys = load_labels(members, 0, members.n_rows), key.load_all(members)
     inside = np.flatnonzero(labels >= 0)
     order = inside[np.lexsort((keys[inside], labels[inside]))]
-    bounds = (
-        np.flatnonzero(np.r_[True, np.diff(labels[order]) != 0, True]) if len(order) else np.zeros(1, int)
-    )
+    rows = _read_in_order(members, order)
+    edges = _edges_of(labels[order])
+    found = EarlierMatch(np.empty(len(order), np.float32), np.empty(len(order), np.int64))
+
+    def compare(first: int, last: int) -> None:
+        start, stop = edges[first], edges[last]
+        own = on_device(kernel.match_clusters)(
+            rows[start:stop], [edge - start for edge in edges[first : last + 1]], rule, eps
+        )
+        found.similarity[start:stop], found.position[start:stop] = own
+
+    turns = kernel.batches(edges, _TURN_ROWS)
+    spread(compare, [first for first, _ in turns], [last for _, last in turns])
     similarity, match = np.full(len(labels), -1, np.float32), np.full(len(labels), -1, np.int64)
+    similarity[order] = found.similarity
+    match[order] = _row_numbers(found, order, edges)
+    return EarlierMatch(similarity, match), labels >= 0
 
-    def compare(start: int, stop: int) -> None:
-        numbers = order[start:stop]
-        if len(numbers) > 1:
-            found = match_cluster(rows[numbers], rule, eps)
-            similarity[numbers], match[numbers] = found.similarity, _row_numbers(found, numbers)
 
-    spread(compare, bounds[:-1], bounds[1:])
-    return EarlierMatch(similarity, match)
+def _read_in_order(members: Members, order: np.ndarray) -> np.ndarray:
+    """Return the rows with numbers ``order``, each written to its place as its chunk is read."""
+    source = members.source
+    assert source is not None
+    place = np.full(members.n_rows, -1, np.int64)
+    place[order] = np.arange(len(order))
+    rows = np.empty((len(order), source.dim), f"f{source.itemsize}")
+
+    def read(start: int, stop: int) -> None:
+        at = place[start:stop]
+        wanted = at >= 0
+        chunk = source.read(start, stop)
+        rows[at if wanted.all() else at[wanted]] = chunk if wanted.all() else chunk[wanted]
+
+    spread(read, *zip(*members.ranges, strict=True))
+    return rows
+
+
+def _edges_of(labels: np.ndarray) -> list[int]:
+    """Return where each cluster starts, of ascending labels, and their number."""
+    change = labels[1:] != labels[:-1]
+    return np.flatnonzero(np.r_[True, change, True]).tolist() if len(labels) else [0]
 
 
 def match_clusters(
@@ -193,45 +219,17 @@ def _match_whole(
 ) -> pd.DataFrame:
     """Match the rows of every cluster of a partition."""
     block = _block(frame, dim, dtype)
-    similarity = np.full(len(block.numbers), -1, dtype=np.float32)
-    match = np.full(len(block.numbers), -1, dtype=np.int64)
-    bounds = (
-        np.flatnonzero(np.r_[True, block.labels[1:] != block.labels[:-1], True]) if len(block.labels) else [0]
-    )
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
-        if stop - start > 1:
-            found = match_cluster(block.rows[start:stop], rule, eps)
-            similarity[start:stop] = found.similarity
-            match[start:stop] = _row_numbers(found, block.numbers[start:stop])
-    return _frame(block.numbers, similarity, match, chunk_rows)
+    edges = _edges_of(block.labels)
+    found = on_device(kernel.match_clusters)(block.rows, edges, rule, eps)
+    return _frame(block.numbers, found.similarity, _row_numbers(found, block.numbers, edges), chunk_rows)
 
 
-def match_cluster(rows: np.ndarray, rule: str, eps: float) -> EarlierMatch:
-    """Return the match of each row of a cluster (m, d), which is in order, by one of the three rules."""
-    if rule == "greedy":
-        return on_device(kernel.greedy_within)(rows, 0, np.ones(len(rows), dtype=bool), eps)[1]
-    nearest = on_device(kernel.earlier_within)(rows)
-    if rule == "earlier":
-        return nearest
-    edges = on_device(kernel.edges_within)(rows, 0, float(np.float32(1 - eps)))
-    return _connected(nearest, edges, len(rows))
-
-
-def _connected(nearest: EarlierMatch, edges: Any, m: int) -> EarlierMatch:
-    """Return the linked matches, and the nearest earlier row where there is no link."""
-    return _linked_or_nearest(kernel.connected_matches(edges, m), nearest)
-
-
-def _linked_or_nearest(linked: EarlierMatch, nearest: EarlierMatch) -> EarlierMatch:
-    some = linked.position >= 0
-    return EarlierMatch(
-        np.where(some, linked.similarity, nearest.similarity),
-        np.where(some, linked.position, nearest.position),
-    )
-
-
-def _row_numbers(found: EarlierMatch, numbers: np.ndarray) -> np.ndarray:
-    return np.where(found.position >= 0, numbers[np.maximum(found.position, 0)], -1)
+def _row_numbers(found: EarlierMatch, numbers: np.ndarray, edges: Sequence[int] | None = None) -> np.ndarray:
+    """Return the row numbers of matches, whose positions count from the start of one cluster, or of each."""
+    position = np.maximum(found.position, 0)
+    if edges is not None:
+        position += np.repeat(np.array(edges[:-1], np.int64), np.diff(edges))
+    return np.where(found.position >= 0, numbers[position], -1)
 
 
 def _frame(numbers: np.ndarray, similarity: np.ndarray, match: np.ndarray, chunk_rows: int) -> pd.DataFrame:
@@ -385,7 +383,7 @@ def _merge_forests(parts: list[Any]) -> Any:
 def _linked_part(nearest: EarlierMatch, linked: EarlierMatch, start: int) -> EarlierMatch:
     stop = start + len(nearest.position)
     part = EarlierMatch(linked.similarity[start:stop], linked.position[start:stop])
-    return _linked_or_nearest(part, nearest)
+    return kernel.linked_or_nearest(part, nearest)
 
 
 def _numbers(block: RankedBlock) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from dask.delayed import Delayed
 
 from daskcurate.kernels.assign import own_distances
 from daskcurate.kernels.draws import row_uniform
+from daskcurate.kernels.threads import spread
 from daskcurate.regroup import Labelled, rank_in_cluster
 from daskcurate.rows import RowSource, add, tree
 from daskcurate.store import open_array, read_block, write_block, write_scratch
@@ -124,6 +126,15 @@ class SortKey:
             keys = (load_cosines if self.by == "cosine" else load_distances)(members, start, stop)
         return -keys if self.descending else keys
 
+    def load_all(self, members: Members) -> np.ndarray:
+        """Return the keys of all rows, (n,) float64; those computed from the rows, chunk by chunk."""
+        if self.by != "cosine" or members.metric == "cosine":
+            return self.load(members, 0, members.n_rows)
+        return np.concatenate(spread(self.load, repeat(members), *zip(*members.ranges, strict=True)))
+
+
+_COUNTED = 1 << 22  # labels that a task counts, at most
+
 
 def _sizes(members: Members, start: int, stop: int) -> np.ndarray:
     labels = load_labels(members, start, stop)
@@ -143,16 +154,23 @@ def cluster_sizes(run: Any, members: Members, key: str = "within") -> np.ndarray
 
     A stage that asks twice, with other masks, gives each a ``key``: tasks of one key are one result to Dask.
     """
-    return _reduced(run, members, _sizes, "cluster-sizes", key)
+    chunks = len(members.ranges)  # counting is quick beside a task: several chunks each
+    step = members.chunk_rows * max(
+        1, min(chunks // (2 * run.limits.n_threads), _COUNTED // members.chunk_rows)
+    )
+    ranges = [(i, min(i + step, members.n_rows)) for i in range(0, members.n_rows, step)]
+    return _reduced(run, members, _sizes, "cluster-sizes", key, ranges)
 
 
 def cluster_cosines(run: Any, members: Members) -> np.ndarray:
     """Return the sum of the members' cos distances to their centroid, (k,) float64."""
-    return _reduced(run, members, _cosine_sums, "cluster-cosines", "within")
+    return _reduced(run, members, _cosine_sums, "cluster-cosines", "within", members.ranges)
 
 
-def _reduced(run: Any, members: Members, function: Any, name: str, key: str) -> np.ndarray:
-    parts = [run.task(function, members, *r, name=name, key=f"{key}-{r[0]}") for r in members.ranges]
+def _reduced(
+    run: Any, members: Members, function: Any, name: str, key: str, ranges: Sequence[tuple[int, int]]
+) -> np.ndarray:
+    parts = [run.task(function, members, *r, name=name, key=f"{key}-{r[0]}") for r in ranges]
     return run.gather([tree(run, add, parts, name=f"{name}-add", key=key)], name.replace("-", " "))[0]
 
 

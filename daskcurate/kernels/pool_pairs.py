@@ -22,10 +22,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from daskcurate.arrays import Array, namespace_of, row_dots, to_host
+from daskcurate.arrays import Array, namespace_of, row_dots, to_float32, to_host
 from daskcurate.kernels.assign import unit_rows
 from daskcurate.kernels.products import choose, unit_margin
 from daskcurate.kernels.similarity import TILE
+from daskcurate.kernels.tiles import unit_of
 
 TILE_PAIRS = 1 << 20
 """Scores held at once: 4 MiB of float32."""
@@ -73,11 +74,7 @@ class PoolBlock:
     ) -> PoolBlock:
         """Return the block of rows with the given lengths (:func:`row_norms`), sketched in ``basis`` (d, r)."""
         xp = namespace_of(raw)
-        unit = raw.astype(np.float32)  # a copy
-        with np.errstate(over="ignore"):
-            unit *= (1.0 / norm).astype(np.float32)[:, None]
-        odd = xp.flatnonzero((norm < 1e-30) | (norm > 1e30))  # whose inverse float32 cannot hold
-        unit[odd] = raw[odd].astype(np.float64) / norm[odd, None]
+        unit = unit_of(raw, to_float32(raw), norm)
         sketch = rounded = None
         product = choose(xp)
         if product is not None:

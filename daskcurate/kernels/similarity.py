@@ -6,29 +6,24 @@ was cut into blocks (at multiples of ``TILE``), and memory stays at a float32 co
 arrays of ``TILE`` x ``TILE``.
 
 A float32 matrix product finds candidates; on GPUs one of float16 comes before it, where rows of two tiles are
-compared. What is reported of them is computed again in float64 from the
-rows as given and then rounded to float32, so that copies have similarity 1 exactly.
+compared. Which of them is the best, and how similar it is, is computed again in float64 from the rows as given and
+then rounded to float32: copies have similarity 1 exactly (:mod:`daskcurate.kernels.tiles`).
 
 Method: SemDeDup, Abbas et al. 2023 (arXiv 2303.09540), without its limit to parts of large clusters.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import minimum_spanning_tree
 
-from daskcurate.arrays import Array, namespace_of, row_dots, to_host
-from daskcurate.kernels.products import choose, unit_margin
+from daskcurate.arrays import Array, namespace_of, to_host
+from daskcurate.kernels.tiles import NEVER, Best, Block, Scores, mask_later, prepare, prepare_each, rounded
 
 TILE = 1024
 """Rows of a tile: large enough for the matrix product to run at full speed, 4 MiB of float32 a pair."""
-_MANY = 8  # candidates of low precision a row, from which on a product in float32 is less work
-_TIE = 1e-6  # copies of one row may differ by this in the float32 product
-_NEVER = -9.0  # stands for pairs that are not to be compared; below every similarity and every margin
-_NONE = -4.0  # the best of a row that has been compared with nothing
 
 
 class EarlierMatch(NamedTuple):
@@ -50,143 +45,6 @@ class Edges(NamedTuple):
     """float32 (e,), cosine similarity."""
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Rows made ready for comparing."""
-
-    raw: Array
-    unit: Array
-    norm: Array
-    start: int
-    spans: list[tuple[int, int]]
-    margin: float
-    """More than a float32 product of unit rows and the exact similarity can differ by."""
-    rounded: Any
-    """The unit rows in a lower precision, where products come first in that; else None."""
-
-    def exact(self, rows: Array, other: "_Block", columns: Array) -> Array:
-        """Return the similarity of pairs (row here, row of ``other``): float64, rounded to float32."""
-        xp = namespace_of(self.raw)
-        dots = row_dots(self.raw[rows].astype(np.float64), other.raw[columns].astype(np.float64))
-        return _rounded(xp, dots, self.norm[rows] * other.norm[columns])
-
-
-def _rounded(xp: Any, dots: Array, norms: Array) -> Array:
-    return xp.minimum(dots / norms, 1.0).astype(np.float32)
-
-
-def _block(x: Array, start: int, tile: int) -> _Block:
-    xp = namespace_of(x)
-    m, d = x.shape
-    product = choose(xp)
-    edges = [0, *range(tile - start % tile, m, tile), m]
-    spans = [(lo, hi) for lo, hi in zip(edges[:-1], edges[1:], strict=True) if hi > lo]
-    unit, norm = xp.empty((m, d), np.float32), xp.empty(m, np.float64)
-    for lo, hi in spans:
-        rows = x[lo:hi].astype(np.float64)
-        norm[lo:hi] = xp.sqrt(row_dots(rows, rows))
-        unit[lo:hi] = rows / norm[lo:hi, None]
-    rounded = None if product is None else product.rounded(unit)[0]
-    return _Block(x, unit, norm, start, spans, 2.0**-23 * (d + 8), rounded)
-
-
-class _Scores:
-    """Float32 products of two tiles, all in the one buffer."""
-
-    def __init__(self, x: _Block, y: _Block):
-        widest = [max((hi - lo for lo, hi in block.spans), default=0) for block in (x, y)]
-        self._buffer = namespace_of(x.raw).empty(widest[0] * widest[1], np.float32)
-
-    def __call__(self, a: Array, b: Array) -> Array:
-        out = self._buffer[: len(a) * len(b)].reshape(len(a), len(b))
-        return namespace_of(out).matmul(a, b.T, out=out)
-
-
-class _Best:
-    """The best match so far of each row of block y among rows of block x."""
-
-    def __init__(self, x: _Block, y: _Block):
-        xp = namespace_of(y.raw)
-        self.x, self.y, self.product = x, y, _Scores(x, y)
-        self.similarity = xp.full(len(y.raw), _NONE, np.float32)
-        self.position = xp.full(len(y.raw), -1, np.int64)
-        self._low = choose(xp)
-
-    def sweep(self, lo: int, hi: int, spans: list[tuple[int, int]], of: Array | None = None) -> None:
-        """Compare rows lo to hi with those of some tiles of x, or with those of them marked in ``of``."""
-        xp, x = namespace_of(self.similarity), self.x
-        for first, last in spans:
-            columns, unit = xp.arange(first, last), x.unit[first:last]
-            if of is not None:
-                columns = columns[of[first:last]]
-                unit = x.unit[columns]
-            if len(columns) and self._low is not None:
-                self._sweep_rounded(lo, hi, unit, columns)
-            elif len(columns):
-                self.update(lo, hi, self.product(self.y.unit[lo:hi], unit), columns)
-
-    def _sweep_rounded(self, lo: int, hi: int, unit: Array, columns: Array) -> None:
-        """Compare rows lo to hi with ``columns`` of x in low precision, and exactly what that leaves open.
-
-        Whether that is too much, and float32 is used, depends on the tiles alone and not on what was found before.
-        """
-        assert self._low is not None
-        xp = namespace_of(columns)
-        scores = self._low.multiply(self.y.rounded[lo:hi], self.x.rounded[columns])
-        top = scores.max(axis=1)
-        margin = np.float32(self.x.margin + unit_margin(unit.shape[1], self._low))
-        near = scores >= (top - 2 * margin)[:, None]
-        if int(near.sum()) > _MANY * len(top):
-            self.update(lo, hi, self.product(self.y.unit[lo:hi], unit), columns)
-            return
-        rows = xp.nonzero(top >= self.similarity[lo:hi] - margin)[0]
-        if not len(rows):
-            return
-        i, j = xp.nonzero(near[rows])
-        rows, found = rows[i] + lo, columns[j]
-        exact = self.y.exact(rows, self.x, found)
-        keys = [found.astype(np.float64), -exact.astype(np.float64), rows.astype(np.float64)]
-        order = xp.lexsort(xp.stack(keys))
-        rows, found = rows[order], found[order]
-        first = xp.ones(len(rows), dtype=bool)
-        first[1:] = rows[1:] != rows[:-1]
-        self.offer(rows[first], found[first])
-
-    def update(self, lo: int, hi: int, scores: Array, columns: Array) -> None:
-        """Take the scores (hi - lo, c) of rows lo to hi against ``columns`` (c,) of x.
-
-        Two candidates a row: the first with the highest score, and the first within ``_TIE`` of it, which
-        of many copies of a row is the earliest.
-        """
-        xp = namespace_of(scores)
-        top = scores.max(axis=1)
-        # Only rows whose best can change; the margin makes sure that this loses none.
-        rows = xp.nonzero(top >= self.similarity[lo:hi] - np.float32(self.x.margin))[0]
-        if not len(rows):
-            return
-        if len(rows) < len(top):
-            scores, top = scores[rows], top[rows]
-        first = columns[(scores >= (top - np.float32(_TIE))[:, None]).argmax(axis=1)]
-        highest = columns[scores.argmax(axis=1)]
-        rows = rows + lo
-        self.offer(rows, first)
-        if len(other := xp.nonzero(first != highest)[0]):
-            self.offer(rows[other], highest[other])
-
-    def offer(self, rows: Array, columns: Array) -> None:
-        """Take ``columns`` of x as the match of ``rows`` where that is better."""
-        xp = namespace_of(rows)
-        similarity, position = self.y.exact(rows, self.x, columns), columns + self.x.start
-        old = self.similarity[rows]
-        better = (similarity > old) | ((similarity == old) & (position < self.position[rows]))
-        self.similarity[rows] = xp.where(better, similarity, old)
-        self.position[rows] = xp.where(better, position, self.position[rows])
-
-    def match(self) -> EarlierMatch:
-        xp = namespace_of(self.similarity)
-        return EarlierMatch(xp.maximum(self.similarity, np.float32(-1)), self.position)
-
-
 def earlier_within(x: Array, start: int = 0, *, tile: int = TILE) -> EarlierMatch:
     """Return the most similar earlier row for each row of one block.
 
@@ -197,22 +55,29 @@ def earlier_within(x: Array, start: int = 0, *, tile: int = TILE) -> EarlierMatc
     start
         Place of the first row in the order of the cluster.
     tile
-        Rows compared at a time; results may differ in the last bit between tile sizes.
+        Rows compared at a time.
 
     Returns
     -------
     EarlierMatch
         float32 (m,) and int64 (m,); position counts from the start of the cluster.
     """
-    xp = namespace_of(x)
-    block = _block(x, start, tile)
-    best = _Best(block, block)
+    return _earlier(prepare(x, start, tile))
+
+
+def _earlier(block: Block) -> EarlierMatch:
+    xp, best = namespace_of(block.raw), Best(block, block)
     for b, (lo, hi) in enumerate(block.spans):
         best.sweep(lo, hi, block.spans[:b])
         scores = best.product(block.unit[lo:hi], block.unit[lo:hi])
-        scores[~xp.tri(hi - lo, k=-1, dtype=bool)] = _NEVER
+        mask_later(scores)
         best.update(lo, hi, scores, xp.arange(lo, hi))
-    return best.match()
+    return _match(best)
+
+
+def _match(best: Best) -> EarlierMatch:
+    xp = namespace_of(best.similarity)
+    return EarlierMatch(xp.maximum(best.similarity, np.float32(-1)), best.position)
 
 
 def earlier_across(
@@ -232,11 +97,11 @@ def earlier_across(
     EarlierMatch
         float32 (m_y,) and int64 (m_y,).
     """
-    earlier, later = _block(x, start_x, tile), _block(y, start_y, tile)
-    best = _Best(earlier, later)
+    earlier, later = prepare(x, start_x, tile), prepare(y, start_y, tile)
+    best = Best(earlier, later)
     for lo, hi in later.spans:
         best.sweep(lo, hi, earlier.spans, of)
-    return best.match()
+    return _match(best)
 
 
 def merge_earlier(a: EarlierMatch, b: EarlierMatch) -> EarlierMatch:
@@ -274,9 +139,11 @@ def greedy_within(
     match : EarlierMatch
         The most similar kept row earlier in this block: a duplicate for just the rows removed here.
     """
-    xp = namespace_of(x)
-    block = _block(x, start, tile)
-    best = _Best(block, block)
+    return _greedy(prepare(x, start, tile), alive, eps)
+
+
+def _greedy(block: Block, alive: Array, eps: float) -> tuple[Array, EarlierMatch]:
+    xp, best = namespace_of(block.raw), Best(block, block)
     kept = alive.copy()
     for b, (lo, hi) in enumerate(block.spans):
         best.sweep(lo, hi, block.spans[:b], kept)
@@ -284,16 +151,16 @@ def greedy_within(
         alive = to_host(kept[lo:hi] & ~is_duplicate(best.similarity[lo:hi], eps))
         kept_here, blocker = _resolve(block, lo, scores, alive, eps)
         kept[lo:hi] = xp.asarray(kept_here)
-        scores[~(xp.tri(hi - lo, k=-1, dtype=bool) & kept[None, lo:hi])] = _NEVER
+        scores[~(xp.tri(hi - lo, k=-1, dtype=bool) & kept[None, lo:hi])] = NEVER
         best.update(lo, hi, scores, xp.arange(lo, hi))
-        # The two candidates of a row removed by a hair may miss the row that removed it.
+        # Of a row removed by a hair, a best found in float64 sums of another order may just not remove it.
         if len(removed := np.flatnonzero(blocker >= 0)):
             best.offer(xp.asarray(removed + lo), xp.asarray(blocker[removed] + lo))
-    return kept, best.match()
+    return kept, _match(best)
 
 
 def _resolve(
-    block: _Block, lo: int, scores: Array, kept: np.ndarray, eps: float
+    block: Block, lo: int, scores: Array, kept: np.ndarray, eps: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Let each kept row of a tile, in order, remove the later ones that repeat it.
 
@@ -338,10 +205,13 @@ def edges_within(x: Array, start: int, floor: float, *, tile: int = TILE) -> Edg
     asked for. The forest of highest similarity, of m - 1 edges at most, connects the same rows as all
     pairs do at every threshold from ``floor`` up.
     """
-    block = _block(x, start, tile)
-    product = _Scores(block, block)
+    return _edges(prepare(x, start, tile), floor)
+
+
+def _edges(block: Block, floor: float) -> Edges:
+    product = Scores(block, block)
     pairs = ((columns, rows) for b, rows in enumerate(block.spans) for columns in block.spans[: b + 1])
-    return _forest((_tile_edges(product, block, *pair, block, floor) for pair in pairs), len(x))
+    return _forest((_tile_edges(product, block, *pair, block, floor) for pair in pairs), len(block.raw))
 
 
 def edges_across(x: Array, start_x: int, y: Array, start_y: int, floor: float, *, tile: int = TILE) -> Edges:
@@ -349,15 +219,15 @@ def edges_across(x: Array, start_x: int, y: Array, start_y: int, floor: float, *
 
     Parameters and result as in :func:`edges_within`; all of x is earlier than all of y.
     """
-    earlier, later = _block(x, start_x, tile), _block(y, start_y, tile)
-    product = _Scores(earlier, later)
+    earlier, later = prepare(x, start_x, tile), prepare(y, start_y, tile)
+    product = Scores(earlier, later)
     pairs = ((columns, rows) for rows in later.spans for columns in earlier.spans)
     edges = (_tile_edges(product, earlier, *pair, later, floor) for pair in pairs)
     return _forest(edges, len(x) + len(y))
 
 
 def _tile_edges(
-    product: _Scores, x: _Block, columns: tuple[int, int], rows: tuple[int, int], y: _Block, floor: float
+    product: Scores, x: Block, columns: tuple[int, int], rows: tuple[int, int], y: Block, floor: float
 ) -> Edges:
     """Return all pairs of two tiles above the floor, with their exact similarity."""
     xp = namespace_of(x.raw)
@@ -368,8 +238,8 @@ def _tile_edges(
         near &= xp.tri(hi - lo, k=-1, dtype=bool)
     j, i = xp.nonzero(near)
     if len(j) > near.size // 64:  # then one product of the tiles in float64 is less work than pair by pair
-        dots = y.raw[lo:hi].astype(np.float64) @ x.raw[first:last].astype(np.float64).T
-        exact = _rounded(xp, dots[j, i], y.norm[j + lo] * x.norm[i + first])
+        dots = y.take_wide(slice(lo, hi)) @ x.take_wide(slice(first, last)).T
+        exact = rounded(xp, dots[j, i], y.norm[j + lo] * x.norm[i + first])
     else:
         cuts = range(0, len(j), TILE)
         parts = [y.exact(j[at : at + TILE] + lo, x, i[at : at + TILE] + first) for at in cuts]
@@ -434,3 +304,72 @@ def connected_matches(edges: Edges, m: int) -> EarlierMatch:
                 position[row] = find(row)
             joined.clear()
     return EarlierMatch(similarity, position)
+
+
+RULES = ("earlier", "greedy", "connected")
+"""Which earlier rows of a cluster count: all, those kept, or all that a chain of similar rows leads to."""
+BATCH_ROWS = 256
+"""Rows of small clusters that are made ready together: calls cost little, and what they make stays in the cache."""
+
+
+def match_clusters(x: Array, edges: Sequence[int], rule: str, eps: float) -> EarlierMatch:
+    """Return the match of each row of several clusters by one of the ``RULES``; host arrays.
+
+    Parameters
+    ----------
+    x
+        float32 or float16 (m, d): the rows of the clusters, one after another, each in order.
+    edges
+        (c + 1,), ascending: the first row of each cluster, and m.
+    rule, eps
+        The match is the most similar earlier row; that among kept rows (:func:`greedy_within`); or the first row
+        of those that a chain of pairs above 1 - eps leads to, and the most similar earlier row where none does.
+
+    Returns
+    -------
+    EarlierMatch
+        float32 (m,) and int64 (m,); position counts from the start of the cluster.
+    """
+    similarity, position = np.full(len(x), -1, np.float32), np.full(len(x), -1, np.int64)
+    for first, last in batches(edges, BATCH_ROWS):
+        lo, hi = edges[first], edges[last]
+        if last - first == 1:
+            blocks: Iterable[Block] = [prepare(x[lo:hi], 0, TILE)]
+        else:
+            blocks = prepare_each(x[lo:hi], [edge - lo for edge in edges[first : last + 1]])
+        for block in blocks:
+            hi = lo + len(block.raw)
+            if hi - lo > 1:
+                found = _match_block(block, rule, eps)
+                similarity[lo:hi], position[lo:hi] = map(to_host, found)
+            lo = hi
+    return EarlierMatch(similarity, position)
+
+
+def batches(edges: Sequence[int], rows: int) -> list[tuple[int, int]]:
+    """Return the first and last (exclusive) of clusters of ``rows`` rows at most together, or of one larger."""
+    found, first = [], 0
+    for at in range(1, len(edges)):
+        if edges[at] - edges[first] > rows and at - first > 1:
+            found.append((first, at - 1))
+            first = at - 1
+    return [*found, (first, len(edges) - 1)] if len(edges) > 1 else []
+
+
+def _match_block(block: Block, rule: str, eps: float) -> EarlierMatch:
+    if rule == "greedy":
+        return _greedy(block, namespace_of(block.raw).ones(len(block.raw), dtype=bool), eps)[1]
+    nearest = _earlier(block)
+    if rule == "earlier":
+        return nearest
+    linked = connected_matches(_edges(block, float(np.float32(1 - eps))), len(block.raw))
+    return linked_or_nearest(linked, EarlierMatch(*map(to_host, nearest)))
+
+
+def linked_or_nearest(linked: EarlierMatch, nearest: EarlierMatch) -> EarlierMatch:
+    """Return the linked matches, and the nearest earlier row where there is no link; host arrays."""
+    some = linked.position >= 0
+    return EarlierMatch(
+        np.where(some, linked.similarity, nearest.similarity),
+        np.where(some, linked.position, nearest.position),
+    )

@@ -45,6 +45,12 @@ def start(emb):
     return dc.semantic_dedup(emb, flat, eps=0.02)
 
 
+def across(emb, rule):
+    """Return k-means and deduplication of the whole pool."""
+    flat = start(emb).inputs["clustering"]
+    return dc.semantic_dedup(emb, flat, eps=0.02, scope="global", rule=rule)
+
+
 def whole(emb):
     """Return the last stage of the whole chain; the others are its inputs."""
     dedup = start(emb)

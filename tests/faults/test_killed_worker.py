@@ -2,7 +2,7 @@
 
 import chain
 import pytest
-from distributed import wait
+from distributed import Client, wait
 from lost_worker import LostWorker
 
 import daskcurate as dc
@@ -60,3 +60,33 @@ def test_worker_lost_during_a_shuffle(text, number, lose, emb, reference, tmp_pa
     chain.shuffle(monkeypatch.setattr)
     lose(text, number)
     chain.same_as(dc.compute(chain.start(emb), store=store), reference)
+
+
+@pytest.fixture(scope="module")
+def across_reference(cluster, emb, tmp_path_factory):
+    """The arrays of an uninterrupted local run across clusters, by rule."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch, Client(cluster):
+        chain.distribute(patch.setattr)
+        store = tmp_path_factory.mktemp("across") / "run.zarr"
+        for rule in ("earlier", "greedy", "connected"):
+            found[rule] = chain.arrays(dc.compute(chain.across(emb, rule), store=store))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("rule", "text", "number"),
+    [
+        ("earlier", "dedup-compare", 1),
+        ("greedy", "dedup-edges", 1),
+        pytest.param("earlier", "dedup-block", 1, marks=pytest.mark.slow),
+        pytest.param("greedy", "dedup-greedy", 1, marks=pytest.mark.slow),
+        pytest.param("connected", "dedup-edges", 1, marks=pytest.mark.slow),
+        pytest.param("connected", "dedup-connect", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_worker_lost_across_clusters(rule, text, number, lose, emb, across_reference, tmp_path):
+    store = tmp_path / "run.zarr"
+    dc.compute(chain.start(emb).inputs["clustering"], store=store)
+    lose(text, number)
+    chain.same_as(dc.compute(chain.across(emb, rule), store=store), across_reference[rule])

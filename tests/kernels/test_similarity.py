@@ -10,7 +10,6 @@ from daskcurate.kernels.similarity import (
     TILE,
     EarlierMatch,
     Edges,
-    _block,
     connected_matches,
     earlier_across,
     earlier_within,
@@ -18,9 +17,11 @@ from daskcurate.kernels.similarity import (
     edges_within,
     greedy_within,
     is_duplicate,
+    match_clusters,
     merge_earlier,
     merge_forests,
 )
+from daskcurate.kernels.tiles import prepare
 
 # Cosines of short rows of small whole numbers are equal or far apart, so ties are real and can be checked.
 EPS = st.sampled_from([0, 1e-6, 0.05, 1 - np.sqrt(0.5), 0.3, 0.5, 1, 1.5, 2])
@@ -187,7 +188,70 @@ def test_tiles_start_at_multiples_wherever_the_block_does(first):
     part = earlier_within(x[24 - first :], 24, tile=8)
     across = earlier_across(x[: 24 - first], first, x[24 - first :], 24, tile=8)
     same(merge_earlier(across, part), EarlierMatch(*(field[24 - first :] for field in whole)))
-    assert _block(x, first, 8).spans[0] == (0, 24 - first if first > 16 else 8)
+    assert prepare(x, first, 8).spans[0] == (0, 24 - first if first > 16 else 8)
+
+
+def near_copies(m, dtype):
+    """Rows whose similarities lie nearer to each other than a float32 product can tell, and copies of some."""
+    rng = np.random.default_rng(m)
+    x = rng.standard_normal((5, 384))[rng.integers(0, 5, m)] + 1e-3 * rng.standard_normal((m, 384))
+    x[: m // 3] = rng.standard_normal((m // 3, 384))
+    x[m // 2 :: 7] = x[m // 2]
+    return x.astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("tile", [16, TILE])
+def test_the_match_is_that_of_float64(xp, dtype, tile):
+    x = near_copies(250, dtype)
+    wide = x.astype(np.float64)
+    norm = np.sqrt(np.einsum("ij,ij->i", wide, wide))
+    dots = np.stack([np.einsum("ij,j->i", wide, row) for row in wide])
+    s = np.where(np.tri(250, k=-1, dtype=bool), np.minimum(dots / np.outer(norm, norm), 1), -2).astype(
+        np.float32
+    )
+    similarity, position = host(earlier_within(xp.asarray(x), tile=tile))
+    # sums in another order round to the other float32 now and then: rows that are equal but for that
+    np.testing.assert_array_max_ulp(similarity[1:], s.max(axis=1)[1:], 1)
+    named = s[np.arange(1, 250), position[1:]]
+    np.testing.assert_array_max_ulp(named, s.max(axis=1)[1:], 1)
+    sure = (s >= (s.max(axis=1) - np.float32(1.3e-7))[:, None]).sum(axis=1) == 1
+    assert 50 < sure.sum() < 250
+    assert (position[sure] == s.argmax(axis=1)[sure])[1:].all()
+
+
+@pytest.mark.parametrize("rule", ["earlier", "greedy", "connected"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_clusters_together_match_as_each_alone(xp, rule, dtype):
+    sizes = [3, 0, 1, 200, 1, 90, 2, 300, 0, 1100, 1, 40]
+    x = gaussians(sum(sizes), 20).astype(dtype)
+    edges = np.cumsum([0, *sizes]).tolist()
+    found = match_clusters(xp.asarray(x), edges, rule, 0.01)
+    assert found.position.dtype == np.int64
+    for lo, hi in zip(edges[:-1], edges[1:], strict=True):
+        part = xp.asarray(x[lo:hi])
+        if rule == "greedy":
+            _, alone = greedy_within(part, 0, xp.ones(hi - lo, bool), 0.01)
+        else:
+            alone = earlier_within(part)
+        alone = host(alone)
+        if rule == "connected":
+            linked = connected_matches(edges_within(part, 0, float(np.float32(0.99))), hi - lo)
+            some = linked.position >= 0
+            alone = EarlierMatch(*(np.where(some, a, b) for a, b in zip(linked, alone, strict=True)))
+        same(EarlierMatch(found.similarity[lo:hi], found.position[lo:hi]), alone)
+    none = match_clusters(xp.asarray(x[:0]), [0], rule, 0.01)
+    assert len(none.similarity) == len(none.position) == 0
+
+
+@pytest.mark.parametrize("scale", [1e-35, 1e35])
+def test_rows_whose_length_float32_cannot_invert(xp, scale):
+    x = gaussians(80, 12) * np.float32(scale)
+    similarity, position = host(earlier_within(xp.asarray(x)))
+    expected, named = host(earlier_within(xp.asarray(x.astype(np.float64) / scale).astype(np.float32)))
+    np.testing.assert_allclose(similarity, expected, atol=1e-6)
+    assert (similarity[position >= 0] > -1).all()
+    assert len(named) == len(position)
 
 
 def test_opposite_rows_are_a_match_of_minus_one(xp):
