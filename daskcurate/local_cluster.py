@@ -166,7 +166,7 @@ def make_local_cluster(
 
 def start_local_cluster(config: LocalClusterConfig) -> "LocalCluster":
     """Start the cluster that a checked configuration describes; see :func:`make_local_cluster`."""
-    folder = _made_folder(config.spill_folder)
+    folder = made_folder(config.spill_folder)
     import dask
     from distributed import LocalCluster
 
@@ -213,7 +213,8 @@ def _is_no_lost_heartbeat(record: logging.LogRecord) -> bool:
     return "Failed to communicate with scheduler during heartbeat" not in record.getMessage()
 
 
-def _made_folder(folder: str | os.PathLike[str] | None) -> str | None:
+def made_folder(folder: str | os.PathLike[str] | None) -> str | None:
+    """Return the absolute path of a ``spill_folder``, made if it is missing; OSError if that cannot be."""
     if folder is None:
         return None
     path = Path(folder).expanduser().absolute()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from daskcurate.arrays import Array, namespace_of
-from daskcurate.device import at_hand, on_device
+from daskcurate.device import at_hand, left_on_device, on_device
 from daskcurate.kernels.assign import Assignment, Scorer, assign
 from daskcurate.kernels.bounded import reassign
 from daskcurate.kernels.lloyd import Last, Partial, moves_of, step_chunk
@@ -83,7 +83,7 @@ def assign_block(block: Any, scorer: Scorer, rows_name: str) -> Assignment:
     return found
 
 
-@on_device
+@left_on_device
 def step_block(block: Any, scorer: Scorer, rows_name: str) -> Partial:
     """Return what a block's rows contribute to the update of the centroids; arguments as above."""
     before = _recall(block, scorer, rows_name)

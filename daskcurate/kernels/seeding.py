@@ -14,8 +14,12 @@ OVERSAMPLING_ROUNDS = 5
 """Rounds of k-means||; the paper finds five enough."""
 BATCH_DISTANCES = 4 << 20
 """Distances of one batch of k-means++ candidates: 16 MiB of float32."""
+DEVICE_BATCH_DISTANCES = 1 << 27
+"""Likewise on a GPU: 512 MiB."""
 PIECE = 8192
 """Rows that one thread works on at a time."""
+DEVICE_PIECE = 1 << 20
+"""Likewise on a GPU, which starts few large kernels rather than many small ones."""
 GROUPED_SEEDS, GROUPED_ROWS = 100, 4096
 """From so many seeds and rows on, candidates are compared with the rows of near groups only."""
 NEAR_GROUPS = 8
@@ -131,7 +135,8 @@ class _Field:
         edges = zip(self.bounds[:-1], self.bounds[1:], strict=True)
         self.numbers = [np.arange(*edge) for edge in edges]  # of the rows of each group
         self.rows = xp.ones((m, d + 1), dtype=np.float32)  # the last column adds -|c|^2 / 2 to a product
-        self.pieces = [(i, min(i + PIECE, m)) for i in range(0, m, PIECE)]
+        step = PIECE if xp is np else DEVICE_PIECE
+        self.pieces = [(i, min(i + step, m)) for i in range(0, m, step)]
         self.squares = xp.empty(m, dtype=np.float32)
         spread(lambda piece: self._load(x, mean, *piece), self.pieces)
         self.weights = None
@@ -151,6 +156,10 @@ class _Field:
     def mass(self) -> Array:
         """Return what rows are drawn in proportion to, (m,)."""
         return self.near if self.weights is None else self.weights * self.near
+
+    def masses(self, rows: Any) -> np.ndarray:
+        """Return the squared distances (c,) float64 of rows to the nearest seed of each, on the host."""
+        return to_host(self.near[self.xp.asarray(rows)]).astype(np.float64)
 
     def table(self, rows: np.ndarray) -> Array:
         """Return the vectors (c, d + 1) that rows are multiplied with for their scores."""
@@ -187,6 +196,11 @@ class _Field:
 
     def gains(self, drawn: list[_Drawn]) -> np.ndarray:
         """Return half of what the sum of squared distances would fall by with each candidate."""
+        if self.xp is not np:  # together: to ask for one number after another would take longer than the work
+            gain = self.xp.stack([found.scores[0] for found in drawn])
+            gain -= self.best
+            self.xp.maximum(gain, 0, out=gain)
+            return to_host(gain.sum(axis=1) if self.weights is None else gain @ self.weights)
         if any(found.groups is None for found in drawn):
             return np.array([self._gain(found) for found in drawn])
         # in one go: the calls would take longer than the work
@@ -202,7 +216,7 @@ class _Field:
     def _gain(self, found: _Drawn) -> float:
         near, scores = self._compared(found)
         gain = scores - self.best[near]
-        self.xp.maximum(gain, 0, out=gain)
+        np.maximum(gain, 0, out=gain)
         return float(gain.sum() if self.weights is None else gain @ self.weights[near])
 
     def _compared(self, found: _Drawn) -> tuple[Any, Array]:
@@ -283,12 +297,13 @@ class _Candidates:
         while len(found) < count:
             if self.used == len(self.batch) and not self._refill(count, seeds):
                 return None
-            at = self.used
-            self.used += 1
-            row = self.batch[at].row
-            mass = float(self.field.near[row])
-            if self.chance[at] * self.mass[at] < mass:  # weights are the same then and now
-                found.append(self.batch[at])
+            first, ahead = self.used, self.batch[self.used : self.used + 2 * count]
+            for at, mass in enumerate(self.field.masses([item.row for item in ahead]), first):
+                self.used += 1
+                if self.chance[at] * self.mass[at] < mass:  # weights are the same then and now
+                    found.append(self.batch[at])
+                    if len(found) == count:
+                        break
         return found
 
     def _refill(self, count: int, seeds: int) -> bool:
@@ -297,9 +312,10 @@ class _Candidates:
         mass = field.mass()
         if not bool((mass > 0).any()):
             return False
-        most = int(BATCH_DISTANCES / (field.share(seeds) * max(1, mass.shape[0])))
+        distances = BATCH_DISTANCES if field.xp is np else DEVICE_BATCH_DISTANCES
+        most = int(distances / (field.share(seeds) * max(1, mass.shape[0])))
         rows = _draw(mass, max(count, min(count * max(1, seeds // 4), max(16, most))), self.rng)
-        self.mass = to_host(field.near[field.xp.asarray(rows)]).astype(np.float64)
+        self.mass = field.masses(rows)
         self.chance = self.rng.random(len(rows))
         self.batch, self.used = field.drawn(rows, seeds), 0
         return True

@@ -25,10 +25,17 @@ from daskcurate.kernels.products import choose, unit_margin
 
 TILE = 1024
 """Rows of a tile: large enough for the matrix product to run at full speed, 4 MiB of float32 a pair."""
+DEVICE_TILE = 8192
+"""Likewise on a GPU, which does a product of ``TILE`` rows in the time that it takes to start it: 256 MiB a pair."""
 _MANY = 8  # candidates of low precision a row, from which on a product in float32 is less work
 _TIE = 1e-6  # copies of one row may differ by this in the float32 product
 _NEVER = -9.0  # stands for pairs that are not to be compared; below every similarity and every margin
 _NONE = -4.0  # the best of a row that has been compared with nothing
+
+
+def tile_of(on_gpu: bool) -> int:
+    """Return the rows of a tile; blocks of a cluster are to be cut at multiples of it."""
+    return DEVICE_TILE if on_gpu else TILE
 
 
 class EarlierMatch(NamedTuple):
@@ -61,6 +68,8 @@ class _Block:
     spans: list[tuple[int, int]]
     margin: float
     """More than a float32 product of unit rows and the exact similarity can differ by."""
+    low_margin: np.float32
+    """More than a product of the rounded rows and the exact similarity can differ by."""
     rounded: Any
     """The unit rows in a lower precision, where products come first in that; else None."""
 
@@ -75,9 +84,10 @@ def _rounded(xp: Any, dots: Array, norms: Array) -> Array:
     return xp.minimum(dots / norms, 1.0).astype(np.float32)
 
 
-def _block(x: Array, start: int, tile: int) -> _Block:
+def _block(x: Array, start: int, tile: int | None) -> _Block:
     xp = namespace_of(x)
     m, d = x.shape
+    tile = tile or tile_of(xp is not np)
     product = choose(xp)
     edges = [0, *range(tile - start % tile, m, tile), m]
     spans = [(lo, hi) for lo, hi in zip(edges[:-1], edges[1:], strict=True) if hi > lo]
@@ -87,7 +97,9 @@ def _block(x: Array, start: int, tile: int) -> _Block:
         norm[lo:hi] = xp.sqrt(row_dots(rows, rows))
         unit[lo:hi] = rows / norm[lo:hi, None]
     rounded = None if product is None else product.rounded(unit)[0]
-    return _Block(x, unit, norm, start, spans, 2.0**-23 * (d + 8), rounded)
+    margin = 2.0**-23 * (d + 8)
+    low = np.float32(1.001 * (margin + (0 if product is None else unit_margin(d, product))))
+    return _Block(x, unit, norm, start, spans, margin, low, rounded)
 
 
 class _Scores:
@@ -120,29 +132,45 @@ class _Best:
             if of is not None:
                 columns = columns[of[first:last]]
                 unit = x.unit[columns]
-            if len(columns) and self._low is not None:
-                self._sweep_rounded(lo, hi, unit, columns)
-            elif len(columns):
-                self.update(lo, hi, self.product(self.y.unit[lo:hi], unit), columns)
+            if len(columns):
+                self._compare(lo, hi, unit, columns)
 
-    def _sweep_rounded(self, lo: int, hi: int, unit: Array, columns: Array) -> None:
-        """Compare rows lo to hi with ``columns`` of x in low precision, and exactly what that leaves open.
+    def sweep_own(self, lo: int, hi: int) -> None:
+        """Compare each of rows lo to hi with those before it, x and y being one block."""
+        xp = namespace_of(self.similarity)
+        earlier = xp.tri(hi - lo, k=-1, dtype=bool)
+        self._compare(lo, hi, self.x.unit[lo:hi], xp.arange(lo, hi), earlier)
 
-        Whether that is too much, and float32 is used, depends on the tiles alone and not on what was found before.
+    def _compare(self, lo: int, hi: int, unit: Array, columns: Array, allowed: Array | None = None) -> None:
+        """Compare rows lo to hi with ``columns`` of x, those ``allowed`` (hi - lo, c); None: all.
+
+        In low precision first, where there is one, and exactly what that leaves open. Whether that is too much, and
+        float32 is used, depends on the tiles alone and not on what was found before.
         """
+        if self._low is None or not self._compare_rounded(lo, hi, columns, allowed):
+            scores = self.product(self.y.unit[lo:hi], unit)
+            if allowed is not None:
+                scores[~allowed] = _NEVER
+            self.update(lo, hi, scores, columns)
+
+    def _compare_rounded(self, lo: int, hi: int, columns: Array, allowed: Array | None) -> bool:
+        """Compare as above; return False, with nothing done, if that leaves too much open."""
         assert self._low is not None
         xp = namespace_of(columns)
         scores = self._low.multiply(self.y.rounded[lo:hi], self.x.rounded[columns])
+        if allowed is not None:
+            scores[~allowed] = _NEVER
         top = scores.max(axis=1)
-        margin = np.float32(self.x.margin + unit_margin(unit.shape[1], self._low))
+        margin = self.x.low_margin
         near = scores >= (top - 2 * margin)[:, None]
+        if allowed is not None:
+            near &= allowed
         if int(near.sum()) > _MANY * len(top):
-            self.update(lo, hi, self.product(self.y.unit[lo:hi], unit), columns)
-            return
+            return False
         rows = xp.nonzero(top >= self.similarity[lo:hi] - margin)[0]
-        if not len(rows):
-            return
         i, j = xp.nonzero(near[rows])
+        if not len(i):
+            return True
         rows, found = rows[i] + lo, columns[j]
         exact = self.y.exact(rows, self.x, found)
         keys = [found.astype(np.float64), -exact.astype(np.float64), rows.astype(np.float64)]
@@ -151,6 +179,7 @@ class _Best:
         first = xp.ones(len(rows), dtype=bool)
         first[1:] = rows[1:] != rows[:-1]
         self.offer(rows[first], found[first])
+        return True
 
     def update(self, lo: int, hi: int, scores: Array, columns: Array) -> None:
         """Take the scores (hi - lo, c) of rows lo to hi against ``columns`` (c,) of x.
@@ -187,7 +216,7 @@ class _Best:
         return EarlierMatch(xp.maximum(self.similarity, np.float32(-1)), self.position)
 
 
-def earlier_within(x: Array, start: int = 0, *, tile: int = TILE) -> EarlierMatch:
+def earlier_within(x: Array, start: int = 0, *, tile: int | None = None) -> EarlierMatch:
     """Return the most similar earlier row for each row of one block.
 
     Parameters
@@ -197,26 +226,23 @@ def earlier_within(x: Array, start: int = 0, *, tile: int = TILE) -> EarlierMatc
     start
         Place of the first row in the order of the cluster.
     tile
-        Rows compared at a time; results may differ in the last bit between tile sizes.
+        Rows compared at a time; results may differ in the last bit between tile sizes. None: what suits the device.
 
     Returns
     -------
     EarlierMatch
         float32 (m,) and int64 (m,); position counts from the start of the cluster.
     """
-    xp = namespace_of(x)
     block = _block(x, start, tile)
     best = _Best(block, block)
     for b, (lo, hi) in enumerate(block.spans):
         best.sweep(lo, hi, block.spans[:b])
-        scores = best.product(block.unit[lo:hi], block.unit[lo:hi])
-        scores[~xp.tri(hi - lo, k=-1, dtype=bool)] = _NEVER
-        best.update(lo, hi, scores, xp.arange(lo, hi))
+        best.sweep_own(lo, hi)
     return best.match()
 
 
 def earlier_across(
-    x: Array, start_x: int, y: Array, start_y: int, *, of: Array | None = None, tile: int = TILE
+    x: Array, start_x: int, y: Array, start_y: int, *, of: Array | None = None, tile: int | None = None
 ) -> EarlierMatch:
     """Return for each row of block y the most similar row of block x, all of which is earlier.
 
@@ -331,7 +357,7 @@ def _forest(parts: Iterable[Edges], rows: int) -> Edges:
     return merge_forests(*held)
 
 
-def edges_within(x: Array, start: int, floor: float, *, tile: int = TILE) -> Edges:
+def edges_within(x: Array, start: int, floor: float, *, tile: int | None = None) -> Edges:
     """Return a spanning forest of the pairs of one block with similarity strictly above ``floor``.
 
     The block is given as to :func:`earlier_within`; ``floor`` is 1 - eps for the largest eps that will be
@@ -344,7 +370,9 @@ def edges_within(x: Array, start: int, floor: float, *, tile: int = TILE) -> Edg
     return _forest((_tile_edges(product, block, *pair, block, floor) for pair in pairs), len(x))
 
 
-def edges_across(x: Array, start_x: int, y: Array, start_y: int, floor: float, *, tile: int = TILE) -> Edges:
+def edges_across(
+    x: Array, start_x: int, y: Array, start_y: int, floor: float, *, tile: int | None = None
+) -> Edges:
     """Return a spanning forest of the pairs (row of x, row of y) with similarity strictly above ``floor``.
 
     Parameters and result as in :func:`edges_within`; all of x is earlier than all of y.
@@ -362,8 +390,11 @@ def _tile_edges(
     """Return all pairs of two tiles above the floor, with their exact similarity."""
     xp = namespace_of(x.raw)
     (first, last), (lo, hi) = columns, rows
-    scores = product(y.unit[lo:hi], x.unit[first:last])
-    near = scores > np.float32(floor - x.margin)
+    low = choose(xp)
+    if low is None:
+        near = product(y.unit[lo:hi], x.unit[first:last]) > np.float32(floor - x.margin)
+    else:
+        near = low.multiply(y.rounded[lo:hi], x.rounded[first:last]) > np.float32(floor) - x.low_margin
     if x is y and first == lo:
         near &= xp.tri(hi - lo, k=-1, dtype=bool)
     j, i = xp.nonzero(near)
