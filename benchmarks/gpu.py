@@ -5,12 +5,12 @@ this package's dependencies and pytest for ``make test-gpu``; dask-cuda is used 
 can be imported (cuvs, faiss with GPUs, flash_kmeans, torch) run on the same rows from the same seeds; others are
 named as missing. Rows are made on the GPU.
 
-A line is printed, and added to ``OUT/gpu.jsonl``, as soon as it is measured, and ``OUT/gpu.md`` has the table of all
-lines up to then: a run that is cut off leaves what it found. Where a command may run for so long only, ``--minutes 9``
-begins nothing after that time, and names what it left out; the peers, some of which are slow, then come last of all
-(``--parts peers`` measures them alone). Effective
-TFLOP/s count 2 n k d operations a pass, however they were done. ``GEMM`` is the rate of the same product alone,
-measured in the same run; ``copy`` the bytes of the rows per second as a share of a copy within the GPU's memory.
+A line is printed, and added to ``OUT/gpu.jsonl``, as soon as it is measured, and ``OUT/gpu.md`` has the table of
+all lines up to then: a run that is cut off leaves what it found. Where a command may run for so long only,
+``--minutes 9`` begins nothing after that time, and names what it left out; the peers, some of which are slow, come
+last (``--parts limits,peers`` measures them alone). Effective TFLOP/s count 2 n k d operations a pass, however they
+were done. ``GEMM`` is the rate of the same product alone, measured in the same run; ``copy`` the bytes of the rows per
+second as a share of a copy within the GPU's memory.
 
 ``--scale 0.01`` shrinks all sizes; ``--stand-in`` runs it on NumPy, to try the script without a GPU.
 """
@@ -187,7 +187,7 @@ def _problem(bench: Bench, full_n: int, d: int, full_k: int) -> tuple[Any, Any, 
 
 
 def peers(bench: Bench) -> None:
-    """Passes of the peers over the same rows, from the same seeds."""
+    """Time passes of the peers over the same rows, from the same seeds."""
     for full_n, d, full_k in SHAPES:
         if bench.late(f"peers {full_n} x {d}, k = {full_k}"):
             continue
@@ -430,7 +430,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(machine(bench), flush=True)
     bench.deadline = time.monotonic() + 60 * given.minutes
     calls = {
-        "limits": limits, "kmeans": kmeans, "dedup": dedup, "out-of-core": out_of_core, "run": whole_run, "peers": peers,
+        "limits": limits, "kmeans": kmeans, "dedup": dedup, "out-of-core": out_of_core, "run": whole_run,
+        "peers": peers,
     }  # fmt: skip
     failed = 0
     for part in parts:

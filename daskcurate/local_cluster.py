@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from daskcurate.config import Config, check_int
 from daskcurate.settings import dask_settings, worker_environment
@@ -96,6 +96,12 @@ def check_path(name: str, given: str | os.PathLike[str] | None) -> None:
     """Raise TypeError unless ``given`` is a path or None."""
     if given is not None and not isinstance(given, str | os.PathLike):
         raise TypeError(f"{name}={given!r} is not allowed: give a path or None")
+
+
+def check_text(name: str, given: Any) -> None:
+    """Raise TypeError unless ``given`` is text or None."""
+    if given is not None and (not isinstance(given, str) or not given):
+        raise TypeError(f"{name}={given!r} is not allowed: give text or None")
 
 
 def host_and_port(address: str) -> tuple[str, int]:
