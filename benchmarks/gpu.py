@@ -8,9 +8,11 @@ named as missing. Rows are made on the GPU.
 A line is printed, and added to ``OUT/gpu.jsonl``, as soon as it is measured, and ``OUT/gpu.md`` has the table of
 all lines up to then: a run that is cut off leaves what it found. Where a command may run for so long only,
 ``--minutes 9`` begins nothing after that time, and names what it left out; the peers, some of which are slow, come
-last (``--parts limits,peers`` measures them alone). Effective TFLOP/s count 2 n k d operations a pass, however they
-were done. ``GEMM`` is the rate of the same product alone, measured in the same run; ``copy`` the bytes of the rows per
-second as a share of a copy within the GPU's memory.
+last (``--parts limits,peers`` measures them alone).
+
+Effective TFLOP/s count 2 n k d operations a pass, however they were done. ``GEMM`` is the rate of the same product
+alone, measured in the same run; ``copy`` the bytes of the rows per second as a share of a copy within the memory of
+the GPU.
 
 ``--scale 0.01`` shrinks all sizes; ``--stand-in`` runs it on NumPy, to try the script without a GPU.
 """

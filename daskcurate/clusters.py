@@ -143,7 +143,8 @@ class ClusterSpec:
     def size(self) -> dict[str, Any]:
         """Return what the options tell of the workers, as arguments of :func:`daskcurate.plan`."""
         if self.name in BUILT_IN:
-            return LocalConfig(**({"device": "cpu"} if self.name == LOCAL_CPU else {}) | self.options).size()
+            device = {"device": "cpu"} if self.name == LOCAL_CPU else {}
+            return LocalConfig(**device, **self.options).size()
         options = self.defaults() | dict(self.options)
         found = {name: options.get(name) for name in ("n_workers", "memory_limit", "threads_per_worker")}
         if found["memory_limit"] == "auto":
