@@ -402,8 +402,9 @@ def _tile_edges(
         dots = y.raw[lo:hi].astype(np.float64) @ x.raw[first:last].astype(np.float64).T
         exact = _rounded(xp, dots[j, i], y.norm[j + lo] * x.norm[i + first])
     else:
-        cuts = range(0, len(j), TILE)
-        parts = [y.exact(j[at : at + TILE] + lo, x, i[at : at + TILE] + first) for at in cuts]
+        step = tile_of(xp is not np)
+        cuts = range(0, len(j), step)
+        parts = [y.exact(j[at : at + step] + lo, x, i[at : at + step] + first) for at in cuts]
         exact = xp.concatenate([xp.empty(0, np.float32), *parts])
     above = exact > np.float32(floor)
     i, j = i[above] + (first + x.start), j[above] + (lo + y.start)
