@@ -143,8 +143,8 @@ class ClusterSpec:
     def size(self) -> dict[str, Any]:
         """Return what the options tell of the workers, as arguments of :func:`daskcurate.plan`."""
         if self.name in BUILT_IN:
-            device = {"device": "cpu"} if self.name == LOCAL_CPU else {}
-            return LocalConfig(**device, **self.options).size()
+            given = dict(self.options)
+            return LocalConfig(**given if self.name == LOCAL else given | {"device": "cpu"}).size()
         options = self.defaults() | dict(self.options)
         found = {name: options.get(name) for name in ("n_workers", "memory_limit", "threads_per_worker")}
         if found["memory_limit"] == "auto":
