@@ -5,9 +5,14 @@ this package's dependencies and pytest for ``make test-gpu``; dask-cuda is used 
 can be imported (cuvs, faiss with GPUs, flash_kmeans, torch) run on the same rows from the same seeds; others are
 named as missing. Rows are made on the GPU.
 
-A line is printed, and added to ``OUT/gpu.jsonl``, as soon as it is measured; ``OUT/gpu.md`` has the table. Effective
-TFLOP/s count 2 n k d operations a pass, however they were done. ``GEMM`` is the rate of the same product alone,
-measured in the same run; ``copy`` the bytes of the rows per second as a share of a copy within the GPU's memory.
+A line is printed, and added to ``OUT/gpu.jsonl``, as soon as it is measured, and ``OUT/gpu.md`` has the table of
+all lines up to then: a run that is cut off leaves what it found. Where a command may run for so long only,
+``--minutes 9`` begins nothing after that time, and names what it left out; the peers, some of which are slow, come
+last (``--parts limits,peers`` measures them alone).
+
+Effective TFLOP/s count 2 n k d operations a pass, however they were done. ``GEMM`` is the rate of the same product
+alone, measured in the same run; ``copy`` the bytes of the rows per second as a share of a copy within the memory of
+the GPU.
 
 ``--scale 0.01`` shrinks all sizes; ``--stand-in`` runs it on NumPy, to try the script without a GPU.
 """
@@ -38,7 +43,7 @@ DEDUP = (2_000_000, 768, 1000)
 RUN = (1_000_000, 768, 1000)
 BLOCK_BYTES = 1 << 30
 PASSES = 3
-PARTS = ("limits", "kmeans", "peers", "dedup", "out-of-core", "run")
+PARTS = ("limits", "kmeans", "dedup", "out-of-core", "run", "peers")
 
 
 class Bench:
@@ -50,6 +55,7 @@ class Bench:
         self.low = None if stand_in else products.Halves()
         self.rows: list[dict[str, Any]] = []
         self.rates: dict[str, float] = {}
+        self.deadline = float("inf")
         out.mkdir(parents=True, exist_ok=True)
         (out / "gpu.jsonl").write_text("")
 
@@ -85,6 +91,22 @@ class Bench:
         with (self.out / "gpu.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
         print("  ".join(f"{name}={value}" for name, value in row.items()), flush=True)
+        (self.out / "gpu.md").write_text(self.table())
+
+    def table(self) -> str:
+        """Return what was measured, in Markdown."""
+        lines = [machine(self), "", "| | figures |", "| --- | --- |"]
+        for row in self.rows:
+            figures = ", ".join(f"{name} {value}" for name, value in row.items() if name != "what")
+            lines.append(f"| {row['what']} | {figures} |")
+        return "\n".join(lines) + "\n"
+
+    def late(self, what: str) -> bool:
+        """Return whether the time is over, and say so of what is then left out."""
+        if time.monotonic() < self.deadline:
+            return False
+        self.note(what, skipped="no time left")
+        return True
 
     def free(self) -> None:
         """Give back what CuPy holds of the GPU's memory without using it."""
@@ -144,20 +166,34 @@ def one_pass(blocks: Iterable[Any], centroids: Any, product: Any, metric: str = 
     return lloyd.finalize(lloyd.tree_combine([part for part in parts if part is not None]), centroids, metric)
 
 
-def kmeans(bench: Bench, peers: bool) -> None:
-    """Exact Lloyd passes over rows on the device, and the peers' on the same."""
+def kmeans(bench: Bench) -> None:
+    """Exact Lloyd passes over rows on the device."""
     for full_n, d, full_k in SHAPES:
-        n, k = bench.size(full_n, 64), bench.size(full_k, 8)
-        x = made_rows(bench, n, d, max(2, k // 2))
-        blocks, centroids = blocks_of(x), x[:k].copy()
-        work = 2.0 * n * k * d
+        if bench.late(f"k-means {full_n} x {d}, k = {full_k}"):
+            continue
+        x, centroids, work = _problem(bench, full_n, d, full_k)
+        blocks, k = blocks_of(x), len(centroids)
         labels = {"float32": _timed_passes(bench, blocks, centroids, None, work)}
         if bench.low is not None:
             labels["float16"] = _timed_passes(bench, blocks, centroids, bench.low, work)
         bench.note("labels", rows=len(blocks[0]), k=k, **_label_checks(blocks[0], centroids, labels))
-        if peers:
-            run_peers(bench, x, centroids, work)
         del x, blocks, centroids
+        bench.free()
+
+
+def _problem(bench: Bench, full_n: int, d: int, full_k: int) -> tuple[Any, Any, float]:
+    """Return the rows and the centroids of a k-means, and the operations of a pass."""
+    n, k = bench.size(full_n, 64), bench.size(full_k, 8)
+    x = made_rows(bench, n, d, max(2, k // 2))
+    return x, x[:k].copy(), 2.0 * n * k * d
+
+
+def peers(bench: Bench) -> None:
+    """Time passes of the peers over the same rows, from the same seeds."""
+    for full_n, d, full_k in SHAPES:
+        if bench.late(f"peers {full_n} x {d}, k = {full_k}"):
+            continue
+        run_peers(bench, *_problem(bench, full_n, d, full_k))
         bench.free()
 
 
@@ -199,6 +235,8 @@ def run_peers(bench: Bench, x: Any, centroids: Any, work: float) -> None:
     for name, peer in (("cuvs", _cuvs), ("faiss", _faiss), ("flash_kmeans", _flash), ("torch", _torch)):
         if bench.stand_in:
             bench.note(f"peer {name}", skipped="stand-in")
+            continue
+        if bench.late(f"peer {name}"):
             continue
         try:
             call = peer(x, centroids)
@@ -382,6 +420,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("bench-gpu"), help="folder for gpu.jsonl and gpu.md")
     parser.add_argument("--scale", type=float, default=1.0, help="factor of rows and clusters")
     parser.add_argument("--parts", default=",".join(PARTS), help="of " + ", ".join(PARTS))
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing after this time")
     parser.add_argument("--stand-in", action="store_true", help="NumPy in place of a GPU")
     given = parser.parse_args(arguments)
     parts = given.parts.split(",")
@@ -391,24 +430,23 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("there is no GPU, or CuPy is not installed; --stand-in tries the script on NumPy")
     bench = Bench(given.out, given.scale, given.stand_in)
     print(machine(bench), flush=True)
+    bench.deadline = time.monotonic() + 60 * given.minutes
     calls = {
-        "limits": lambda: limits(bench), "kmeans": lambda: kmeans(bench, "peers" in parts),
-        "dedup": lambda: dedup(bench), "out-of-core": lambda: out_of_core(bench), "run": lambda: whole_run(bench),
+        "limits": limits, "kmeans": kmeans, "dedup": dedup, "out-of-core": out_of_core, "run": whole_run,
+        "peers": peers,
     }  # fmt: skip
     failed = 0
     for part in parts:
+        if bench.late(part):
+            continue
         try:
-            calls.get(part, lambda: None)()
+            calls[part](bench)
         except Exception as error:  # a part that fails is a line; the others still run
             failed += 1
             bench.note(part, failed=f"{type(error).__name__}: {str(error)[:300]}")
         bench.free()
-    lines = [machine(bench), "", "| | figures |", "| --- | --- |"]
-    for row in bench.rows:
-        figures = ", ".join(f"{name} {value}" for name, value in row.items() if name != "what")
-        lines.append(f"| {row['what']} | {figures} |")
-    (given.out / "gpu.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    (given.out / "gpu.md").write_text(bench.table())
+    print(bench.table(), end="")
     return 1 if failed else 0
 
 

@@ -33,6 +33,7 @@ from daskcurate.config import Config, check_int
 from daskcurate.local_cluster import (
     check_memory,
     check_path,
+    check_text,
     dashboard_links,
     free_address,
     host_and_port,
@@ -94,12 +95,6 @@ class SlurmConfig(Config):
         if self.dashboard_address is not None:
             host_and_port(self.dashboard_address)
         self._set("scheduler_port", check_int("scheduler_port", self.scheduler_port, 0, 65535))
-
-
-def check_text(name: str, given: Any) -> None:
-    """Raise TypeError unless ``given`` is text or None."""
-    if given is not None and (not isinstance(given, str) or not given):
-        raise TypeError(f"{name}={given!r} is not allowed: give text or None")
 
 
 def check_texts(name: str, given: Any) -> None:

@@ -22,6 +22,7 @@ from daskcurate.config import Config, check_int
 from daskcurate.local_cluster import (
     check_memory,
     check_path,
+    check_text,
     dashboard_links,
     host_and_port,
     settings_in_force,
@@ -56,9 +57,7 @@ class SshConfig(Config):
         ):
             raise TypeError(f"hosts={hosts!r} is not allowed: give a list of host names or addresses")
         for name in ("scheduler_host", "python", "interface"):
-            given = getattr(self, name)
-            if given is not None and (not isinstance(given, str) or not given):
-                raise TypeError(f"{name}={given!r} is not allowed: give text or None")
+            check_text(name, getattr(self, name))
         self._set("workers_per_host", check_int("workers_per_host", self.workers_per_host, 1))
         if self.threads_per_worker is not None:
             self._set("threads_per_worker", check_int("threads_per_worker", self.threads_per_worker, 1))

@@ -6,6 +6,7 @@ NumPy on the host and CuPy on a GPU. Nothing here imports CuPy unless an array o
 """
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -15,6 +16,8 @@ Array = Any  # numpy.ndarray or cupy.ndarray
 
 PINNED_BYTES = 64 << 20
 """Each of the two page-locked buffers that arrays pass through on their way to a GPU."""
+FILLERS = 4
+"""Threads that write one buffer: a single one copies memory at a fraction of what the link to the GPU carries."""
 
 
 def namespace_of(x: Array) -> Any:
@@ -59,7 +62,8 @@ def to_device(x: np.ndarray) -> Array:
     """Return a copy of a NumPy array on the current GPU.
 
     Large arrays go piece by piece through two page-locked buffers: while one is copied to the device, the next
-    piece is written into the other. The copy from ordinary memory would wait for each piece twice.
+    piece is written into the other. The copy from ordinary memory would wait for each piece twice. The copies
+    have a stream of their own, so that kernels of other tasks run meanwhile.
     """
     cupy = device_module()
     flat = np.ascontiguousarray(x).reshape(-1)
@@ -67,7 +71,9 @@ def to_device(x: np.ndarray) -> Array:
         return cupy.asarray(flat).reshape(x.shape)
     out = cupy.empty(flat.shape, flat.dtype)
     stream = cupy.cuda.Stream(non_blocking=True)
-    cupy.cuda.get_current_stream().synchronize()  # what used the memory of ``out`` before is done
+    stream.wait_event(
+        cupy.cuda.get_current_stream().record()
+    )  # what used the memory of ``out`` before is done
     size = PINNED_BYTES // flat.itemsize
     held = [np.frombuffer(memory, flat.dtype, size) for memory in _pinned(cupy)]
     done: list[Any] = [None, None]
@@ -75,11 +81,26 @@ def to_device(x: np.ndarray) -> Array:
         piece, turn = flat[start : start + size], number % 2
         if done[turn] is not None:
             done[turn].synchronize()
-        held[turn][: len(piece)] = piece
+        _fill(held[turn], piece)
         out[start : start + size].set(held[turn][: len(piece)], stream=stream)
         done[turn] = stream.record()
     stream.synchronize()
     return out.reshape(x.shape)
+
+
+@cache
+def _fillers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(FILLERS, thread_name_prefix="to-device")
+
+
+def _fill(buffer: np.ndarray, piece: np.ndarray) -> None:
+    """Write ``piece`` to the beginning of ``buffer``, in several threads."""
+    step = -(-len(piece) // FILLERS)
+
+    def part(start: int) -> None:
+        buffer[start : min(start + step, len(piece))] = piece[start : start + step]
+
+    list(_fillers().map(part, range(0, len(piece), step)))
 
 
 def _pinned(cupy: Any) -> list[Any]:

@@ -72,7 +72,7 @@ def demo(
     cluster_config: ClusterConfig = None,
     n_workers: Workers = None,
     memory_limit: Memory = None,
-    device: Device = "auto",
+    device: Device = None,
 ) -> None:
     """Curate a pool end to end and show what happened."""
     from daskcurate.demo import clear, run_demo
@@ -215,7 +215,7 @@ def plan(
     cluster_config: ClusterConfig = None,
     n_workers: Workers = None,
     memory_limit: Memory = None,
-    device: Device = "auto",
+    device: Device = None,
     calibrate: Annotated[
         bool,
         typer.Option("--calibrate", help="Measure the workers for some seconds, and say how long it takes."),
@@ -238,7 +238,7 @@ def run(
     cluster_config: ClusterConfig = None,
     n_workers: Workers = None,
     memory_limit: Memory = None,
-    device: Device = "auto",
+    device: Device = None,
 ) -> None:
     """Run what a YAML file describes; finished stages of its store are kept."""
     loaded = load_config(config, overrides or ())

@@ -68,7 +68,7 @@ def choose_eps(
     cluster_config: ClusterConfig = None,
     n_workers: Workers = None,
     memory_limit: Memory = None,
-    device: Device = "auto",
+    device: Device = None,
 ) -> None:
     """Estimate what thresholds of dedup would keep; write pictures and examples at each border."""
     from daskcurate.choosing.eps import EpsEstimate
@@ -103,7 +103,7 @@ def choose_k(
     cluster_config: ClusterConfig = None,
     n_workers: Workers = None,
     memory_limit: Memory = None,
-    device: Device = "auto",
+    device: Device = None,
 ) -> None:
     """Estimate inertia, cluster sizes and cost of numbers of clusters; write pictures of them."""
     from daskcurate.choosing.clusters import KEstimate

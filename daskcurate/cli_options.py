@@ -20,7 +20,7 @@ __all__ = ["UsageError", "a_client", "console", "errors", "place", "show"]
 Scheduler = Annotated[str | None, typer.Option(help="Address of a running Dask scheduler.")]
 SchedulerFile = Annotated[Path | None, typer.Option(help="JSON file that a running scheduler wrote.")]
 Cluster = Annotated[
-    str | None, typer.Option(help="Kind of cluster to start, such as local-cpu or slurm; docs/clusters.md.")
+    str | None, typer.Option(help="Kind of cluster to start, such as local or slurm; docs/clusters.md.")
 ]
 ClusterConfig = Annotated[
     Path | None, typer.Option(help="YAML file of that cluster's options, in place of the run's own.")
@@ -28,7 +28,7 @@ ClusterConfig = Annotated[
 Workers = Annotated[int | None, typer.Option(help="Worker processes of the cluster that is started.")]
 Memory = Annotated[str | None, typer.Option(help="Memory limit of each of its workers, such as 4GiB.")]
 Device = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="auto|cpu|gpu",
         help="Where local workers compute; auto: on GPUs, where there are some and the extra is installed.",
@@ -42,7 +42,7 @@ Config = Annotated[Path, typer.Argument(help="The run's YAML file.")]
 
 def place(
     scheduler: str | None, scheduler_file: Path | None, cluster: str | None, cluster_config: Path | None,
-    n_workers: int | None, memory_limit: str | None, device: str,
+    n_workers: int | None, memory_limit: str | None, device: str | None,
 ) -> Place:  # fmt: skip
     """Return where a command runs, by its options."""
     return Place(

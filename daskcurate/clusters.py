@@ -1,23 +1,23 @@
 """Kinds of clusters by name: ``--cluster NAME``, and ``cluster:`` in a run's YAML file.
 
 A kind is a function that checks its options and returns a context manager that yields a Dask client. All but
-``local-cpu`` are found among the entry points of the group ``daskcurate.clusters`` of whatever is installed,
-so that nothing here imports them, and others can add their own.
+``local`` and ``local-cpu`` are found among the entry points of the group ``daskcurate.clusters`` of whatever
+is installed, so that nothing here imports them, and others can add their own.
 """
 
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daskcurate.device import DEVICES
-from daskcurate.local_cluster import LocalClusterConfig, start_local_cluster
-from daskcurate.local_cuda import gpu_names, start_on
+from daskcurate.local_cluster import LocalClusterConfig
+from daskcurate.local_cuda import gpu_config, start_on
 from daskcurate.marked_yaml import Marked, blame, choices, parse
 from daskcurate.settings import connect_timeout
 
@@ -25,29 +25,64 @@ if TYPE_CHECKING:
     from distributed import Client
 
 GROUP = "daskcurate.clusters"
-LOCAL = "local-cpu"
+LOCAL = "local"
+"""This machine: its GPUs where there are some and the extra is installed, else its cores."""
+LOCAL_CPU = "local-cpu"
 NAME = "name"
 """The key of a ``cluster:`` section that says which kind it is; all others are options."""
+DEVICE_OF = {LOCAL_CPU: "cpu", "local-cuda": "gpu"}
+"""What the kinds of clusters that leave no choice compute on."""
 
 
 class UsageError(ValueError):
     """Options that do not go together."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class LocalConfig(LocalClusterConfig):
+    """Workers on this machine, and on what they compute."""
+
+    device: str = "auto"
+    """``cpu``, ``gpu``, or ``auto``: on GPUs if there are any; then no more workers than GPUs."""
+
+    def __post_init__(self):
+        if self.device not in DEVICES:
+            raise ValueError(f"device={self.device!r} is not allowed: give one of {', '.join(DEVICES)}")
+        super().__post_init__()
+
+    def host(self) -> LocalClusterConfig:
+        """Return what does not concern the device."""
+        given = {item.name: getattr(self, item.name) for item in fields(LocalClusterConfig)}
+        return LocalClusterConfig(**given)
+
+    def size(self) -> dict[str, Any]:
+        """Return workers, their memory and their threads."""
+        gpus = gpu_config(self.device, self.host())
+        host = self.host() if gpus is None else replace(gpus.host(), n_workers=len(gpus.gpus()))
+        return {
+            "n_workers": host.workers(),
+            "memory_limit": host.memory(),
+            "threads_per_worker": host.threads_per_worker,
+        }
+
+
 @contextlib.contextmanager
-def _started(config: LocalClusterConfig, device: str = "cpu") -> Iterator["Client"]:
+def _started(config: LocalConfig) -> Iterator["Client"]:
     from distributed import Client
 
-    on_gpus = device == "gpu" or (device == "auto" and bool(gpu_names()))
-    with (
-        start_on(device, config) if on_gpus else start_local_cluster(config) as cluster,
-        Client(cluster) as client,
-    ):
+    with start_on(config.device, config.host()) as cluster, Client(cluster) as client:
         yield client
 
 
 def _local(**options: Any) -> AbstractContextManager["Client"]:
-    return _started(LocalClusterConfig(**options))
+    return _started(LocalConfig(**options))
+
+
+def _local_cpu(**options: Any) -> AbstractContextManager["Client"]:
+    return _started(LocalConfig(**LocalClusterConfig(**options).as_dict(), device="cpu"))
+
+
+BUILT_IN = {LOCAL: (_local, LocalConfig), LOCAL_CPU: (_local_cpu, LocalClusterConfig)}
 
 
 def _entries() -> dict[str, EntryPoint]:
@@ -56,7 +91,7 @@ def _entries() -> dict[str, EntryPoint]:
 
 def cluster_names() -> tuple[str, ...]:
     """Return the names of the kinds of clusters that are installed."""
-    return tuple(sorted({LOCAL, *_entries()}))
+    return tuple(sorted({*BUILT_IN, *_entries()}))
 
 
 def find_cluster(name: str) -> Callable[..., AbstractContextManager["Client"]]:
@@ -69,8 +104,8 @@ def find_cluster(name: str) -> Callable[..., AbstractContextManager["Client"]]:
     ImportError
         If it needs something that is not installed.
     """
-    if name == LOCAL:
-        return _local
+    if name in BUILT_IN:
+        return BUILT_IN[name][0]
     entry = _entries().get(name)
     if entry is None:
         near = get_close_matches(str(name), cluster_names(), n=1)
@@ -88,7 +123,8 @@ class ClusterSpec:
 
     def defaults(self) -> dict[str, Any]:
         """Return the options that the kind has, with their defaults."""
-        found = inspect.signature(LocalClusterConfig if self.name == LOCAL else find_cluster(self.name))
+        start = find_cluster(self.name)
+        found = inspect.signature(BUILT_IN[self.name][1] if self.name in BUILT_IN else start)
         return {
             name: None if option.default is option.empty else option.default
             for name, option in found.parameters.items()
@@ -106,10 +142,9 @@ class ClusterSpec:
 
     def size(self) -> dict[str, Any]:
         """Return what the options tell of the workers, as arguments of :func:`daskcurate.plan`."""
-        if self.name == LOCAL:
-            local = LocalClusterConfig(**self.options)
-            count, memory, threads = local.workers(), local.memory(), local.threads_per_worker
-            return {"n_workers": count, "memory_limit": memory, "threads_per_worker": threads}
+        if self.name in BUILT_IN:
+            given = dict(self.options)
+            return LocalConfig(**given if self.name == LOCAL else given | {"device": "cpu"}).size()
         options = self.defaults() | dict(self.options)
         found = {name: options.get(name) for name in ("n_workers", "memory_limit", "threads_per_worker")}
         if found["memory_limit"] == "auto":
@@ -127,7 +162,7 @@ def cluster_section(item: Marked, name: str | None = None) -> ClusterSpec:
     item
         The section.
     name
-        The kind of cluster where the section does not say; None: ``local-cpu``.
+        The kind of cluster where the section does not say; None: ``local``.
     """
     if isinstance(item.value, str):
         item = Marked({NAME: Marked(item.value, item.below(NAME), item.where)}, item.key, item.where)
@@ -168,8 +203,9 @@ class Place:
     cluster_config: Path | None = None
     n_workers: int | None = None
     memory_limit: str | None = None
-    device: str = "auto"
-    """Where the workers of a local cluster compute: ``cpu``, ``gpu``, or ``auto``: on GPUs if there are any."""
+    device: str | None = None
+    """Where the workers of a local cluster compute: ``cpu``, ``gpu``, or ``auto``: on GPUs if there are any;
+    None: what the section says."""
 
     def scheduler_at(self) -> dict[str, Any] | None:
         """Return the arguments with which a client finds its scheduler; None: a cluster is to be started.
@@ -191,7 +227,7 @@ class Place:
                 raise UsageError(
                     f"{first} {given[first]} with {second} {given[second]}: they do not go together, give one of them"
                 )
-        if self.device not in DEVICES:
+        if self.device not in (None, *DEVICES):
             raise UsageError(f"--device {self.device!r} is not one of {', '.join(DEVICES)}")
         address = None if self.cluster or self.cluster_config else dask.config.get("scheduler-address", None)
         if not (self.scheduler or self.scheduler_file or address):
@@ -220,23 +256,22 @@ class Place:
                     f"--cluster {self.cluster} with --cluster-config {self.cluster_config}, which is for {found.name}"
                 )
             found = ClusterSpec(self.cluster or LOCAL)
-        sizes = {"n_workers": self.n_workers, "memory_limit": self.memory_limit}
+        given = {"n_workers": self.n_workers, "memory_limit": self.memory_limit}
+        if found.name == LOCAL:
+            given["device"] = self.device
+        elif self.device not in (None, "auto", DEVICE_OF.get(found.name)):
+            raise UsageError(f"--device {self.device} is for the cluster {LOCAL}, not for {found.name}")
         known = found.defaults()
-        for name, value in sizes.items():
+        for name, value in given.items():
             if value is not None and name not in known:
                 raise UsageError(f"--{name.replace('_', '-')} is not for the cluster {found.name}")
         return ClusterSpec(
-            found.name, {**found.options, **{key: value for key, value in sizes.items() if value is not None}}
+            found.name, {**found.options, **{key: value for key, value in given.items() if value is not None}}
         )
 
     def open(self, section: ClusterSpec | None = None) -> AbstractContextManager["Client"]:
         """Return the cluster to start, as a context manager that yields its client."""
-        spec = self.spec(section)
-        if spec.name == LOCAL:
-            return _started(LocalClusterConfig(**spec.options), self.device)
-        if self.device == "gpu":
-            raise UsageError(f"--device gpu is for a local cluster, not for {spec.name}")
-        return spec.open()
+        return self.spec(section).open()
 
     def _given(self, *names: str) -> dict[str, Any]:
         found = {f"--{name.replace('_', '-')}": getattr(self, name) for name in names}

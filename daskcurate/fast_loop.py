@@ -13,7 +13,7 @@ import numpy as np
 
 from daskcurate.arrays import namespace_of, to_host
 from daskcurate.config import KMeansConfig
-from daskcurate.device import on_device
+from daskcurate.device import left_on_device, on_device
 from daskcurate.kernels import lloyd
 from daskcurate.kernels.assign import Scorer, nearest, unit_rows
 from daskcurate.kernels.draws import derive_seed
@@ -182,7 +182,7 @@ def _lists(table: Table, seed: int, longer: int) -> Lists:
     return on_device(make_lists)(table.scorer().centroids, table.metric, seed, longer=longer)
 
 
-@on_device
+@left_on_device
 def _pass(
     block: Block, table: Table, lists: Lists, old: str | None, new: str, number: int, measured: bool
 ) -> Moved:
@@ -196,13 +196,16 @@ def _pass(
     return Moved(lloyd.Partial(sums, counts, squares), changed)
 
 
+@left_on_device
 def _combine(parts: list[Moved]) -> Moved:
     return Moved(lloyd.combine([part.partial for part in parts]), sum(part.changed for part in parts))
 
 
+@on_device
 def _finalize(total: Moved, table: Table, url: str, measured: bool) -> tuple[float, int]:
     centroids = table.scorer().centroids
-    write_scratch(url, lloyd.finalize(total.partial, centroids, table.metric, lloyd.OVER_RELAXATION))
+    updated = lloyd.finalize(total.partial, centroids, table.metric, lloyd.OVER_RELAXATION)
+    write_scratch(url, to_host(updated))
     return lloyd.objective_of(total.partial, centroids) if measured else 0.0, total.changed
 
 

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 
+from daskcurate.clustering_arrays import centroid_chunk, copy_rows
 from daskcurate.config import Config
-from daskcurate.kernels.lloyd import inertia_of, own_distances, segment_sums
-from daskcurate.kmeans import Clustering, LabelReader, centroid_chunk, copy_rows
+from daskcurate.kernels.distances import own_distances
+from daskcurate.kernels.lloyd import inertia_of, segment_sums
+from daskcurate.kmeans import Clustering, LabelReader
 from daskcurate.nodes import GivenArray
 from daskcurate.planning import Limits, StagePlan, selection_plan
 from daskcurate.rows import Block, RowSource, load_block, tree

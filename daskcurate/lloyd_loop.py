@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from dask.delayed import Delayed
 
+from daskcurate.arrays import to_host
 from daskcurate.config import KMeansConfig
-from daskcurate.device import on_device
+from daskcurate.device import left_on_device, on_device
 from daskcurate.kernels import lloyd
-from daskcurate.kernels.assign import Scorer, own_distances, squared
+from daskcurate.kernels.assign import Scorer
+from daskcurate.kernels.distances import own_distances, squared
 from daskcurate.remembering import Table, assign_block, read_centroids, step_block
 from daskcurate.rows import Block, Narrow, NarrowBlock, RowBlocks, add, tree
 from daskcurate.store import write_scratch
@@ -120,7 +122,7 @@ def start_update(
     """
     table = table_of(run, current, metric, blocks.narrow)
     partials = blocks.map_both(run, _step, table, blocks.name, dtype, name="kmeans-step", key=key)
-    total = tree(run, lloyd.combine, partials, name="kmeans-combine", key=key)
+    total = tree(run, _combine, partials, name="kmeans-combine", key=key)
     last = run.task(_finalize, total, table, run.scratch(key), name="kmeans-update", key=key)
     return UpdateUnderWay(run, blocks, metric, current, key, run.start([last]))
 
@@ -131,12 +133,19 @@ def _step(
     return step_block(block, table.scorer(), rows_name, narrow, dtype)
 
 
+@left_on_device
+def _combine(parts: list[lloyd.Partial]) -> lloyd.Partial:
+    return lloyd.combine(parts)
+
+
+@on_device
 def _finalize(total: lloyd.Partial, table: Table, url: str) -> Update:
     centroids = table.scorer().centroids
     updated = lloyd.finalize(total, centroids, table.metric)
-    write_scratch(url, updated)
+    write_scratch(url, to_host(updated))
     objective = lloyd.objective_of(total, centroids)
-    return Update(objective, np.flatnonzero(total.counts == 0), bool((updated == centroids).all()))
+    empty = np.flatnonzero(to_host(total.counts) == 0)
+    return Update(objective, empty, bool((updated == centroids).all()))
 
 
 def _reseed(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from daskcurate.config import Config, check_int
 from daskcurate.settings import dask_settings, worker_environment
@@ -98,6 +98,12 @@ def check_path(name: str, given: str | os.PathLike[str] | None) -> None:
         raise TypeError(f"{name}={given!r} is not allowed: give a path or None")
 
 
+def check_text(name: str, given: Any) -> None:
+    """Raise TypeError unless ``given`` is text or None."""
+    if given is not None and (not isinstance(given, str) or not given):
+        raise TypeError(f"{name}={given!r} is not allowed: give text or None")
+
+
 def host_and_port(address: str) -> tuple[str, int]:
     """Return the host and port of a ``host:port`` text; no host means all interfaces, as in Dask."""
     if not isinstance(address, str):
@@ -166,7 +172,7 @@ def make_local_cluster(
 
 def start_local_cluster(config: LocalClusterConfig) -> "LocalCluster":
     """Start the cluster that a checked configuration describes; see :func:`make_local_cluster`."""
-    folder = _made_folder(config.spill_folder)
+    folder = made_folder(config.spill_folder)
     import dask
     from distributed import LocalCluster
 
@@ -213,7 +219,8 @@ def _is_no_lost_heartbeat(record: logging.LogRecord) -> bool:
     return "Failed to communicate with scheduler during heartbeat" not in record.getMessage()
 
 
-def _made_folder(folder: str | os.PathLike[str] | None) -> str | None:
+def made_folder(folder: str | os.PathLike[str] | None) -> str | None:
+    """Return the absolute path of a ``spill_folder``, made if it is missing; OSError if that cannot be."""
     if folder is None:
         return None
     path = Path(folder).expanduser().absolute()

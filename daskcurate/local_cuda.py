@@ -10,8 +10,8 @@ from typing import Any
 from daskcurate.config import Config, check_int, check_number
 from daskcurate.local_cluster import (
     LocalClusterConfig,
-    _made_folder,
     free_address,
+    made_folder,
     settings_in_force,
     start_local_cluster,
 )
@@ -141,7 +141,7 @@ def start_local_cuda(config: LocalCudaConfig) -> Any:
     Raises NoGpuError, before any process is started, where there is no GPU or the extra is not installed.
     """
     gpus = config.gpus()
-    folder = _made_folder(config.spill_folder)
+    folder = made_folder(config.spill_folder)
     from dask_cuda import LocalCUDACluster
 
     pool: dict[str, Any] = {}
@@ -165,14 +165,14 @@ def start_local_cuda(config: LocalCudaConfig) -> Any:
         )
 
 
-def start_on(device: str, config: LocalClusterConfig) -> Any:
-    """Start a local cluster on the ``device`` that is asked for: ``cpu``, ``gpu``, or ``auto``.
+def gpu_config(device: str, config: LocalClusterConfig) -> LocalCudaConfig | None:
+    """Return the cluster on GPUs to start where ``config`` is asked for on a ``device``; None: it is on the cores.
 
     ``auto`` takes GPUs where there are some and the extra is installed, and no more workers than GPUs.
     """
     gpus = gpu_names() if device == "auto" else []
     if device == "cpu" or (device == "auto" and not gpus):
-        return start_local_cluster(config)
+        return None
     given = {
         name: value
         for name, value in config.as_dict().items()
@@ -180,4 +180,10 @@ def start_on(device: str, config: LocalClusterConfig) -> Any:
     }
     if gpus and config.n_workers is not None:
         given["n_workers"] = min(config.n_workers, len(gpus))
-    return start_local_cuda(LocalCudaConfig(**given))
+    return LocalCudaConfig(**given)
+
+
+def start_on(device: str, config: LocalClusterConfig) -> Any:
+    """Start a local cluster on the ``device`` that is asked for: ``cpu``, ``gpu``, or ``auto``."""
+    on_gpus = gpu_config(device, config)
+    return start_local_cluster(config) if on_gpus is None else start_local_cuda(on_gpus)

@@ -14,7 +14,7 @@ from dask.delayed import Delayed
 from daskcurate.arrays import namespace_of
 from daskcurate.device import on_device
 from daskcurate.kernels import similarity as kernel
-from daskcurate.kernels.similarity import TILE, EarlierMatch
+from daskcurate.kernels.similarity import EarlierMatch, tile_of
 from daskcurate.kernels.threads import spread
 from daskcurate.members import Members, SortKey, load_labels, read_small, write_small
 from daskcurate.planning import Limits
@@ -44,8 +44,9 @@ class Cuts(NamedTuple):
 
 def block_rows(n_rows: int, row_bytes: int, limits: Limits) -> int:
     """Return the rows of a partition: bounded in bytes, and several for each thread; whole tiles."""
+    tile = tile_of(limits.on_gpu)
     limit = min(limits.part_bytes // row_bytes, n_rows // (4 * limits.n_threads))
-    return max(1, limit // TILE) * TILE
+    return max(1, limit // tile) * tile
 
 
 def cut(sizes: np.ndarray, limit: int) -> Cuts:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from dask.delayed import Delayed
 
-from daskcurate.kernels.assign import own_distances
+from daskcurate.kernels.distances import own_distances
 from daskcurate.kernels.draws import row_uniform
 from daskcurate.kernels.threads import spread
 from daskcurate.regroup import Labelled, rank_in_cluster

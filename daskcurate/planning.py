@@ -23,6 +23,8 @@ SMALL_REGROUP_BYTES = 256 << 20
 """Frames up to this size (less where workers are small) are regrouped in one task."""
 PART_BYTES = 64 << 20
 """Rows (as stored) that a dedup task holds of each of its two blocks; less where workers are small."""
+DEVICE_PART_BYTES = 512 << 20
+"""Likewise on GPUs, where the work of smaller blocks would take less time than the task around it."""
 SHUFFLE_BYTES = 192 << 20
 """Buffers of Dask's shuffle in a worker: what waits to be sent and to be written (64 MiB each), and its own."""
 RANK_ROWS = 4 << 20
@@ -130,7 +132,7 @@ class Limits:
     @property
     def part_bytes(self) -> int:
         """Rows (as stored) in one of the two blocks of a dedup task."""
-        return min(PART_BYTES, self.thread_memory // 16)
+        return min(DEVICE_PART_BYTES if self.on_gpu else PART_BYTES, self.thread_memory // 16)
 
     @property
     def rank_rows(self) -> int:

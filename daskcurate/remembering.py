@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from daskcurate.arrays import Array, namespace_of
-from daskcurate.device import at_hand, on_device
+from daskcurate.device import at_hand, left_on_device, on_device
 from daskcurate.kernels.assign import Assignment, Scorer, assign
 from daskcurate.kernels.bounded import reassign
 from daskcurate.kernels.leading import Directions, Leading
@@ -123,7 +123,7 @@ def assign_block(block: Any, scorer: Scorer, rows_name: str, narrow: Any = None)
     return found
 
 
-@on_device
+@left_on_device
 def step_block(
     block: Any, scorer: Scorer, rows_name: str, narrow: Any = None, dtype: Any = np.float64
 ) -> Partial:

@@ -17,7 +17,8 @@ from daskcurate.config import KMeansConfig
 from daskcurate.device import on_device
 from daskcurate.fitting import fit
 from daskcurate.kernels import lloyd, seeding
-from daskcurate.kernels.assign import nearest, own_distances, squared
+from daskcurate.kernels.assign import nearest
+from daskcurate.kernels.distances import own_distances, squared
 from daskcurate.kernels.draws import derive_seed
 from daskcurate.lloyd_loop import Assigned, assign_blocks
 from daskcurate.regroup import contiguous_partitions, from_cells, regroup, to_cells

@@ -16,7 +16,8 @@ from daskcurate.config import KMeansConfig
 from daskcurate.device import on_device
 from daskcurate.kernels import lloyd, seeding
 from daskcurate.kernels.allocation import bounded_allocation
-from daskcurate.kernels.assign import nearest, own_distances, squared
+from daskcurate.kernels.assign import nearest
+from daskcurate.kernels.distances import own_distances, squared
 from daskcurate.kernels.draws import derive_seed
 from daskcurate.regroup import from_cells, regroup, to_cells
 from daskcurate.rows import Block, RowBlocks, add, drawn_rows, tree

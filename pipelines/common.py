@@ -12,6 +12,7 @@ from typing import Any
 import daskcurate as dc
 from daskcurate.clusters import Place, cluster_names, open_client
 from daskcurate.config import check_number
+from daskcurate.device import DEVICES
 from daskcurate.pipeline_config import ExportSpec
 from daskcurate.store import RunStore
 
@@ -114,6 +115,9 @@ class Recipe:
             f"the recipe is meant for about {self.rows:,} rows"
         ))  # fmt: skip
         add("--dry-run", action="store_true", help="show the plan and stop")
+        add("--device", choices=DEVICES, help=(
+            "where local workers compute; auto: on GPUs, where there are some and the extra is installed"
+        ))  # fmt: skip
         _add_cluster_arguments(parser)
         return parser
 
@@ -224,8 +228,10 @@ def summary(result: Any) -> str:
 
 def place_of(given: argparse.Namespace) -> Place:
     """Return where a recipe runs, by its parsed arguments."""
-    names = (entry.name for entry in dataclasses.fields(Place) if entry.name != "device")
-    return Place(**{name: getattr(given, name) for name in names})
+    found = {entry.name: getattr(given, entry.name) for entry in dataclasses.fields(Place)}
+    if found["device"] == "cuda":  # of a model: the workers need not be dask-cuda's
+        found["device"] = "auto"
+    return Place(**found)
 
 
 def _planned(nodes: Mapping[str, Any], given: argparse.Namespace) -> dc.Plan:

@@ -276,6 +276,9 @@ class Stream:
     def record(self):
         return self
 
+    def wait_event(self, event):
+        assert isinstance(event, Stream)
+
 
 def _matrix(pointer, kind, rows, columns, lead):
     """A matrix (rows, columns) as cuBLAS sees it: column after column, ``lead`` apart."""

@@ -61,6 +61,25 @@ def test_the_benchmark_runs(bench, on, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "gpu.md").read_text() in capsys.readouterr().out
 
 
+def test_what_there_is_no_time_for_is_named(bench, tmp_path, capsys):
+    given = ["--stand-in", "--scale", "0.0001", "--minutes", "0", "--out", str(tmp_path)]
+    assert bench.main(given) == 0
+    assert [row["what"] for row in figures(tmp_path)] == list(bench.PARTS)
+    assert all(row["skipped"] == "no time left" for row in figures(tmp_path))
+    assert (tmp_path / "gpu.md").read_text().count("no time left") == len(bench.PARTS)
+
+
+def test_what_was_measured_is_written_at_once(bench, tmp_path, monkeypatch):
+    def cut_off(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "kmeans", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        bench.main(["--stand-in", "--scale", "0.0001", "--parts", "limits,kmeans", "--out", str(tmp_path)])
+    assert {row["what"] for row in figures(tmp_path)} == {"GEMM", "copies"}
+    assert (tmp_path / "gpu.md").read_text().count("| GEMM |") == len(bench.SHAPES)
+
+
 def test_without_a_gpu_it_says_so(bench, tmp_path, capsys):
     with pytest.raises(SystemExit):
         bench.main(["--parts", "kmeans,nothing", "--out", str(tmp_path / "a")])

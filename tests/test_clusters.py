@@ -26,7 +26,7 @@ from daskcurate.clusters import (
 from daskcurate.marked_yaml import ConfigError, parse
 from daskcurate.pipeline_config import load_config
 
-KINDS = {"local-cpu", "local-cuda", "slurm", "slurm-allocation", "ssh"}
+KINDS = {"local", "local-cpu", "local-cuda", "slurm", "slurm-allocation", "ssh"}
 
 
 def test_kinds_are_found_by_name_and_not_imported():
@@ -50,7 +50,9 @@ def section(text):
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("{n_workers: 2}", ClusterSpec("local-cpu", {"n_workers": 2})),
+        ("{n_workers: 2}", ClusterSpec("local", {"n_workers": 2})),
+        ("{device: cpu}", ClusterSpec("local", {"device": "cpu"})),
+        ("local-cpu", ClusterSpec("local-cpu")),
         ("slurm", ClusterSpec("slurm")),
         (
             "{name: slurm, n_workers: 4, queue: batch}",
@@ -83,6 +85,8 @@ def test_sections(text, wanted):
         ("{name: slurm, dashboard_address: here}", "dashboard_address='here' is not allowed"),
         ("{name: slurm-allocation, memory_limit: 1MiB}", "at least 128 MiB"),
         ("{name: slurm-allocation, threads_per_worker: 0}", "threads_per_worker=0 is not allowed"),
+        ("{device: cuda}", "line 1: device: device='cuda' is not allowed: give one of auto, cpu, gpu"),
+        ("{name: local-cpu, device: cpu}", "unknown key 'device'"),
         ("ssh", "hosts=.* is not allowed: give a list of host names"),
         ("{name: ssh, hosts: a}", "hosts='a' is not allowed: give a list of host names"),
         ("{name: ssh, hosts: [a], workers_per_host: 2}", "not allowed without threads_per_worker"),
@@ -119,6 +123,17 @@ def test_options_come_before_the_section(tmp_path):
         Place(cluster="ssh", n_workers=2).spec()
 
 
+def test_the_device_of_the_command_comes_before_that_of_the_section():
+    ours = section("{device: gpu, n_workers: 2}")
+    assert Place().spec(ours) == ours
+    assert Place(device="cpu").spec(ours) == ClusterSpec("local", {"n_workers": 2, "device": "cpu"})
+    assert Place(device="cpu").spec() == ClusterSpec("local", {"device": "cpu"})
+    assert Place(device="auto", cluster="slurm").spec() == ClusterSpec("slurm")
+    for name, device in (("local-cpu", "gpu"), ("local-cuda", "cpu"), ("slurm", "gpu")):
+        with pytest.raises(UsageError, match=f"--device {device} is for the cluster local, not for {name}"):
+            Place(cluster=name, device=device).spec()
+
+
 def test_a_cluster_that_is_asked_for_comes_before_the_environment(tmp_path):
     with dask.config.set({"scheduler-address": "tcp://127.0.0.1:1"}):
         assert Place().scheduler_at() == {"address": "tcp://127.0.0.1:1"}
@@ -136,7 +151,8 @@ def test_what_a_plan_is_made_for():
     assert ClusterSpec("slurm-allocation", {"threads_per_worker": 4}).size() == size(None, None, None)
     assert ClusterSpec("ssh", {"hosts": ["a"], "memory_limit": "2GiB"}).size() == size(None, "2GiB", None)
     options = {"n_workers": 2, "memory_limit": "1GiB", "threads_per_worker": 3}
-    assert ClusterSpec("local-cpu", options).size() == size(2, 1 << 30, 3)
+    for name in ("local", "local-cpu"):
+        assert ClusterSpec(name, options).size() == size(2, 1 << 30, 3)
 
 
 def test_a_plan_knows_of_threads_that_share_a_workers_memory(pool):

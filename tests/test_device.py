@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import pickle
 import subprocess
 import sys
 
@@ -13,7 +14,9 @@ from oracles import blobs, check_result
 
 import daskcurate as dc
 from daskcurate import arrays, device
+from daskcurate.embeddings import PoolRows
 from daskcurate.kernels.assign import Scorer, unit_rows
+from daskcurate.kernels.lloyd import Partial
 from daskcurate.rows import BLOCK_BYTES, DEVICE_BLOCK_BYTES, Block, RowSource
 from daskcurate.worker_limits import cluster_limits
 
@@ -116,7 +119,9 @@ def test_labels_and_duplicates_are_those_of_the_host(gpu, client, pool, tmp_path
 
 
 def test_clusters_of_several_blocks(gpu, client, pool, tmp_path, monkeypatch):
-    monkeypatch.setattr("daskcurate.planning.PART_BYTES", 1 << 16)
+    for name in ("PART_BYTES", "DEVICE_PART_BYTES"):
+        monkeypatch.setattr(f"daskcurate.planning.{name}", 1 << 16)
+    monkeypatch.setattr("daskcurate.kernels.similarity.DEVICE_TILE", 1024)
     x = unit_rows(blobs(7, n=5000, d=16, centres=700, spread=0.02))
     emb = pool(x, normalize=True)
     flat = dc.Clustering.from_arrays(emb, x[:1], np.zeros(len(x), np.int32), metric="cosine")
@@ -202,21 +207,29 @@ def test_an_error_leaves_the_wrapper_as_it_was(gpu):
     assert type(device.on_device(lambda rows: rows)(np.zeros(3))) is np.ndarray
 
 
-def test_blocks_stay_as_long_as_there_is_room_and_the_host_holds_them(gpu, monkeypatch):
-    copies = []
+@pytest.fixture
+def copies(monkeypatch):
+    """The lengths of what is copied to the device."""
+    found = []
     plain = device.to_device
-    monkeypatch.setattr(device, "to_device", lambda x: copies.append(len(x)) or plain(x))
+    monkeypatch.setattr(device, "to_device", lambda x: found.append(len(x)) or plain(x))
+    return found
+
+
+def test_blocks_stay_as_long_as_there_is_room_and_the_host_holds_them(gpu, copies):
     held = device.Resident(limit=3000)
     one, two, three = (np.full(200 + i, i, np.float64) for i in range(3))
     for _ in range(3):
         assert float(held.get(one)[0]) == 0
     assert copies == [200]
     held.get(two)
-    assert held.nbytes <= 3000
-    held.get(two)
     held.get(one)
-    assert copies == [200, 201, 200]  # the first one went as there was no room for both
-    del one
+    assert copies == [200, 201]  # there was no room for both, and the first is asked for as often
+    for _ in range(3):
+        held.get(two)
+    assert copies == [200, 201, 201, 201]  # asked for a second time before the first was: it takes its place
+    assert held.nbytes == two.nbytes
+    del two
     gc.collect()
     assert held.nbytes == 0
     held.get(three)
@@ -226,6 +239,106 @@ def test_blocks_stay_as_long_as_there_is_room_and_the_host_holds_them(gpu, monke
     held.get(large)
     assert copies[-2:] == [1000, 1000]
     assert held.nbytes == three.nbytes
+
+
+def test_of_blocks_with_too_little_room_as_many_stay_as_fit(gpu, copies):
+    held = device.Resident(limit=4 * 800)
+    pool = [np.full(100, i, np.float64) for i in range(10)]
+    for passes in range(5):
+        copies.clear()
+        for block in pool:
+            assert float(held.get(block)[0]) == block[0]
+        assert len(copies) == (6 if passes else 10)
+        assert held.nbytes == 4 * 800
+    others = [
+        np.full(100, i, np.float64) for i in range(3)
+    ]  # the loop of another stage, while the pool is held
+    for passes in range(5):
+        copies.clear()
+        for block in others:
+            held.get(block)
+        assert passes < 2 or not copies
+    assert held.nbytes == 4 * 800
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_held_is_what_is_given_and_never_too_much(gpu, copies, seed):
+    rng = np.random.default_rng(seed)
+    held, pool = device.Resident(limit=2000), {}
+    for turn in range(600):
+        name = int(rng.integers(12))
+        if rng.random() < 0.1:
+            pool.pop(name, None)
+        if name not in pool:
+            pool[name] = np.full(int(rng.integers(0, 120)), turn, np.float64)
+        np.testing.assert_array_equal(held.get(pool[name]).get(), pool[name])
+        assert held.nbytes == sum(item.copy.nbytes for item in held._known.values() if item.copy is not None)
+        assert held.nbytes <= 2000
+        assert len(held._known) <= len(pool)
+
+
+def test_sums_stay_on_the_device_from_task_to_task(gpu, monkeypatch, copies):
+    @device.left_on_device
+    def made(x):
+        return Partial(x + 1, np.arange(3), 2.5)
+
+    @device.on_device
+    def used(partials):
+        assert type(partials[0].sums) is gpu.ndarray
+        return partials[0].sums + partials[1].sums
+
+    x = np.arange(6, dtype=np.float64).reshape(3, 2)
+    before = device.Left.held
+    one = made(x)
+    assert type(one.sums) is device.Left
+    assert device.Left.held - before == one.sums.nbytes == one.sums.__sizeof__() == x.nbytes
+    copies.clear()
+    np.testing.assert_array_equal(used([one, one]), 2 * (x + 1))
+    assert copies == [3, 3]  # the counts alone
+    elsewhere = pickle.loads(pickle.dumps(one))
+    assert type(elsewhere.sums) is np.ndarray
+    np.testing.assert_array_equal(elsewhere.sums, x + 1)
+    np.testing.assert_array_equal(used([one, elsewhere]), 2 * (x + 1))
+    monkeypatch.setattr(device, "LEFT_SHARE", 0)
+    assert type(made(x).sums) is np.ndarray
+    del one
+    gc.collect()
+    assert device.Left.held == before
+
+
+@pytest.mark.parametrize("algorithm", ["lloyd", "fast"])
+def test_sums_that_stay_change_no_bit(gpu, client, pool, tmp_path, monkeypatch, algorithm):
+    monkeypatch.setattr("daskcurate.fitting.LOCAL_BYTES", 0)
+    emb = pool(blobs(9, n=1200, d=9, centres=15), chunk_rows=100)
+    node = dc.kmeans(emb, 25, metric="cosine", algorithm=algorithm, init="random", n_iters=6)
+    left = []
+    plain = device.Left.__init__
+    monkeypatch.setattr(device.Left, "__init__", lambda self, array: left.append(1) or plain(self, array))
+    stayed = dc.compute(node, store=tmp_path / "stayed.zarr")
+    assert left
+    left.clear()
+    monkeypatch.setattr(device, "LEFT_SHARE", 0)
+    went = dc.compute(node, store=tmp_path / "went.zarr")
+    assert not left
+    np.testing.assert_array_equal(stayed.centroids, went.centroids)
+    np.testing.assert_array_equal(stayed.labels, went.labels)
+
+
+def test_a_pool_larger_than_what_the_device_and_the_workers_hold(gpu, client, pool, tmp_path, monkeypatch):
+    monkeypatch.setattr("daskcurate.fitting.LOCAL_BYTES", 0)
+    x = blobs(10, n=1600, d=8, centres=20)
+    emb = pool(x, chunk_rows=100)
+    node = dc.kmeans(emb, 12, init="random", n_iters=5)
+    plain = dc.compute(node, store=tmp_path / "plain.zarr")
+    monkeypatch.setattr("daskcurate.planning.Limits.holds", lambda *_: False)
+    monkeypatch.setattr(device, "_resident", device.Resident(limit=x.nbytes // 4))
+    read = []
+    plain_read = PoolRows.read
+    monkeypatch.setattr(PoolRows, "read", lambda *args: read.append(args[1]) or plain_read(*args))
+    streamed = dc.compute(node, store=tmp_path / "streamed.zarr")
+    assert len(read) > 5 * len(set(read))  # in every pass again
+    np.testing.assert_array_equal(plain.centroids, streamed.centroids)
+    np.testing.assert_array_equal(plain.labels, streamed.labels)
 
 
 def test_large_arrays_go_piece_by_piece(gpu, monkeypatch):

@@ -82,7 +82,7 @@ def test_the_chain_is_built_in_order(load, calls):
     assert config.embeddings.ingest is None
     assert config.store == "run.zarr"
     assert config.exports == (ExportSpec("picks.npy", "picks"), ExportSpec("picks.parquet", "picks"))
-    assert config.cluster == ClusterSpec("local-cpu", {"n_workers": 2, "memory_limit": "4GiB"})
+    assert config.cluster == ClusterSpec("local", {"n_workers": 2, "memory_limit": "4GiB"})
     assert calls == []
     nodes = config.build("pool")
     assert list(nodes) == ["flat", "dedup", "prune", "tree", "picks"]
@@ -165,7 +165,7 @@ def test_other_overrides(load):
     assert config.embeddings.ingest == {"source": "a.npy", "dest": "p.zarr", "normalize": False}
     assert config.store == "x=y.zarr"
     assert config.exports == (ExportSpec("a.b.parquet", "flat"),)
-    assert config.cluster == ClusterSpec("local-cpu", {"n_workers": 3})
+    assert config.cluster == ClusterSpec("local", {"n_workers": 3})
 
 
 def test_a_builders_refusal_names_line_and_key(load, monkeypatch):

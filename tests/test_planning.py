@@ -164,6 +164,8 @@ def _held_with_everything_loaded():
 def test_limits_shrink_with_the_workers():
     small, large = Limits(1, 1, 512 << 20), Limits(1, 1, 64 << 30)
     assert small.part_bytes < large.part_bytes == planning.PART_BYTES
+    on_gpu = Limits(1, 1, 64 << 30, on_gpu=True)
+    assert on_gpu.part_bytes == planning.DEVICE_PART_BYTES > large.part_bytes
     assert small.small_regroup_bytes < large.small_regroup_bytes == planning.SMALL_REGROUP_BYTES
     assert small.rank_rows < large.rank_rows == planning.RANK_ROWS
     assert Limits(1, 4, 8 << 30, 4).thread_memory < Limits(1, 1, 8 << 30, 1).thread_memory

@@ -25,7 +25,8 @@ from daskcurate.choosing.fitting import (
 )
 from daskcurate.config import METRICS, check_choice, check_int, check_number
 from daskcurate.embeddings import Embeddings
-from daskcurate.kernels.assign import nearest, own_distances, squared
+from daskcurate.kernels.assign import nearest
+from daskcurate.kernels.distances import own_distances, squared
 from daskcurate.kernels.draws import derive_seed
 from daskcurate.kernels.probing import pairs_within
 from daskcurate.kernels.similarity import TILE, earlier_within

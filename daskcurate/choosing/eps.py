@@ -27,7 +27,8 @@ from daskcurate.choosing.fitting import (
 from daskcurate.config import KEEPS, METRICS, check_choice, check_int, check_number
 from daskcurate.embeddings import Embeddings
 from daskcurate.io.layout import chunk_bounds
-from daskcurate.kernels.assign import nearest, own_distances, unit_rows
+from daskcurate.kernels.assign import nearest, unit_rows
+from daskcurate.kernels.distances import own_distances
 from daskcurate.kernels.draws import derive_seed, row_uniform
 from daskcurate.kernels.probing import Ordered, match_probes, wilson
 from daskcurate.kernels.similarity import EarlierMatch, is_duplicate, merge_earlier

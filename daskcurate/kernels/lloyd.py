@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sparse
 
-from daskcurate.arrays import Array, launch, namespace_of, row_dots, to_host
-from daskcurate.kernels.assign import Assignment, Scorer, assign, own_distances, squared
+from daskcurate.arrays import Array, launch, namespace_of, row_dots, row_squares, to_host
+from daskcurate.kernels.assign import Assignment, Scorer, assign
 from daskcurate.kernels.bounded import reassign
+from daskcurate.kernels.distances import own_distances, squared
 from daskcurate.kernels.leading import Leading
 from daskcurate.kernels.threads import spread
 
@@ -204,13 +205,13 @@ def finalize(total: Partial, centroids: Array, metric: str, step: float = 1.0) -
     xp = namespace_of(centroids)
     weight = total.counts
     if metric == "cosine":
-        weight = xp.sqrt((total.sums * total.sums).sum(axis=1))
+        weight = xp.sqrt(row_squares(total.sums))
     alive = (total.counts > 0) & (weight > 0)
     updated = total.sums / xp.where(alive, weight, 1)[:, None]
     if step != 1:
         updated = centroids + step * (updated - centroids)
         if metric == "cosine":
-            length = xp.sqrt((updated * updated).sum(axis=1))
+            length = xp.sqrt(row_squares(updated))
             alive &= length > 0
             updated /= xp.where(alive, length, 1)[:, None]
     return xp.where(alive[:, None], updated, centroids).astype(np.float32)

@@ -14,8 +14,12 @@ OVERSAMPLING_ROUNDS = 5
 """Rounds of k-means||; the paper finds five enough."""
 BATCH_DISTANCES = 4 << 20
 """Distances of one batch of k-means++ candidates: 16 MiB of float32."""
+DEVICE_BATCH_DISTANCES = 1 << 27
+"""Likewise on a GPU: 512 MiB."""
 PIECE = 2048
 """Rows that one thread works on at a time."""
+DEVICE_PIECE = 1 << 20
+"""Likewise on a GPU, which starts few large kernels rather than many small ones."""
 TILE = 32
 """Rows of a group that are gathered together."""
 GROUPED_SEEDS, GROUPED_ROWS = 100, 4096
@@ -144,7 +148,8 @@ class _Field:
             self.centers[-1] = -0.5 * (self.centers[:-1] ** 2).sum(axis=0)
             m = len(self.order)
         self.rows = xp.zeros((m, d + 1), dtype=np.float32)  # the last column adds -|c|^2 / 2 to a product
-        self.pieces = [(i, min(i + PIECE, m)) for i in range(0, m, PIECE)]
+        step = PIECE if xp is np else DEVICE_PIECE
+        self.pieces = [(i, min(i + step, m)) for i in range(0, m, step)]
         self.squares = xp.empty(m, dtype=np.float32)
         spread(lambda piece: self._load(x, mean, *piece), self.pieces)
         self.weights = None if weights is None else xp.asarray(weights, dtype=np.float64)
@@ -219,8 +224,13 @@ class _Field:
 
     def gains(self, drawn: _Drawn, start: int, stop: int) -> np.ndarray:
         """Return half of what the sum of squared distances would fall by with each of some candidates."""
-        if drawn.tiles is None:
+        if drawn.tiles is None and self.xp is np:
             return np.array([self._gain(drawn.scores[i]) for i in range(start, stop)])
+        if (
+            drawn.tiles is None
+        ):  # together: to ask for one number after another would take longer than the work
+            gain = self.xp.maximum(drawn.scores[start:stop] - self.best, 0)
+            return to_host(gain.sum(axis=1) if self.weights is None else gain @ self.weights)
         edges = drawn.edges[start : stop + 1]  # in one go: the calls would take longer than the work
         tiles, scores = (part[edges[0] : edges[-1]] for part in (drawn.tiles, drawn.scores))
         gain = self.tiled[0].take(tiles, axis=0)
@@ -234,7 +244,7 @@ class _Field:
 
     def _gain(self, scores: Array) -> float:
         gain = scores - self.best
-        self.xp.maximum(gain, 0, out=gain)
+        np.maximum(gain, 0, out=gain)
         return float(gain.sum() if self.weights is None else gain @ self.weights)
 
     def take(self, drawn: _Drawn, i: int) -> None:
@@ -354,7 +364,8 @@ class _Candidates:
         mass = field.mass()
         if not bool((mass > 0).any()):
             return False
-        most = int(BATCH_DISTANCES / (field.share(seeds) * max(1, mass.shape[0])))
+        distances = BATCH_DISTANCES if field.xp is np else DEVICE_BATCH_DISTANCES
+        most = int(distances / (field.share(seeds) * max(1, mass.shape[0])))
         rows = _draw(mass, max(count, min(count * max(1, seeds // 4), max(16, most))), self.rng)
         mass = to_host(field.near[field.xp.asarray(rows)]).astype(np.float64)
         self.lowest = self.rng.random(len(rows)) * mass

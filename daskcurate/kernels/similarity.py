@@ -5,9 +5,9 @@ and whatever is found is found a pair of tiles at a time: so no result depends, 
 was cut into blocks (at multiples of ``TILE``), and memory stays at a float32 copy of the blocks and a few
 arrays of ``TILE`` x ``TILE``.
 
-A float32 matrix product finds candidates; on GPUs one of float16 comes before it, where rows of two tiles are
-compared. Which of them is the best, and how similar it is, is computed again in float64 from the rows as given and
-then rounded to float32: copies have similarity 1 exactly (:mod:`daskcurate.kernels.tiles`).
+A float32 matrix product finds candidates, on GPUs one of float16. Which of them is the best, and how similar it
+is, is computed again in float64 from the rows as given and then rounded to float32: copies have similarity 1
+exactly (:mod:`daskcurate.kernels.tiles`).
 
 Method: SemDeDup, Abbas et al. 2023 (arXiv 2303.09540), without its limit to parts of large clusters.
 """
@@ -20,10 +20,24 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import minimum_spanning_tree
 
 from daskcurate.arrays import Array, namespace_of, to_host
-from daskcurate.kernels.tiles import NEVER, Best, Block, Scores, mask_later, prepare, prepare_each, rounded
+from daskcurate.kernels.products import choose, unit_margin
+from daskcurate.kernels.tiles import NEVER, Best, Block, Scores, prepare, prepare_each, rounded
 
 TILE = 1024
 """Rows of a tile: large enough for the matrix product to run at full speed, 4 MiB of float32 a pair."""
+
+
+DEVICE_TILE = 8192
+"""Likewise on a GPU, which does a product of ``TILE`` rows in the time that it takes to start it: 256 MiB a pair."""
+
+
+def tile_of(on_gpu: bool) -> int:
+    """Return the rows of a tile; blocks of a cluster are to be cut at multiples of it."""
+    return DEVICE_TILE if on_gpu else TILE
+
+
+def _tile(x: Array) -> int:
+    return tile_of(namespace_of(x) is not np)
 
 
 class EarlierMatch(NamedTuple):
@@ -45,7 +59,7 @@ class Edges(NamedTuple):
     """float32 (e,), cosine similarity."""
 
 
-def earlier_within(x: Array, start: int = 0, *, tile: int = TILE) -> EarlierMatch:
+def earlier_within(x: Array, start: int = 0, *, tile: int | None = None) -> EarlierMatch:
     """Return the most similar earlier row for each row of one block.
 
     Parameters
@@ -55,23 +69,21 @@ def earlier_within(x: Array, start: int = 0, *, tile: int = TILE) -> EarlierMatc
     start
         Place of the first row in the order of the cluster.
     tile
-        Rows compared at a time.
+        Rows compared at a time; None: ``TILE``, on a GPU ``DEVICE_TILE``.
 
     Returns
     -------
     EarlierMatch
         float32 (m,) and int64 (m,); position counts from the start of the cluster.
     """
-    return _earlier(prepare(x, start, tile))
+    return _earlier(prepare(x, start, tile or _tile(x)))
 
 
 def _earlier(block: Block) -> EarlierMatch:
-    xp, best = namespace_of(block.raw), Best(block, block)
+    best = Best(block, block)
     for b, (lo, hi) in enumerate(block.spans):
         best.sweep(lo, hi, block.spans[:b])
-        scores = best.product(block.unit[lo:hi], block.unit[lo:hi])
-        mask_later(scores)
-        best.update(lo, hi, scores, xp.arange(lo, hi))
+        best.sweep_own(lo, hi)
     return _match(best)
 
 
@@ -81,7 +93,7 @@ def _match(best: Best) -> EarlierMatch:
 
 
 def earlier_across(
-    x: Array, start_x: int, y: Array, start_y: int, *, of: Array | None = None, tile: int = TILE
+    x: Array, start_x: int, y: Array, start_y: int, *, of: Array | None = None, tile: int | None = None
 ) -> EarlierMatch:
     """Return for each row of block y the most similar row of block x, all of which is earlier.
 
@@ -97,7 +109,10 @@ def earlier_across(
     EarlierMatch
         float32 (m_y,) and int64 (m_y,).
     """
-    earlier, later = prepare(x, start_x, tile), prepare(y, start_y, tile)
+    earlier, later = (
+        prepare(x, start_x, tile or _tile(x)),
+        prepare(y, start_y, tile or _tile(y)),
+    )
     best = Best(earlier, later)
     for lo, hi in later.spans:
         best.sweep(lo, hi, earlier.spans, of)
@@ -118,7 +133,7 @@ def is_duplicate(similarity: Array, eps: float) -> Array:
 
 
 def greedy_within(
-    x: Array, start: int, alive: Array, eps: float, *, tile: int = TILE
+    x: Array, start: int, alive: Array, eps: float, *, tile: int | None = None
 ) -> tuple[Array, EarlierMatch]:
     """Remove the rows of one block that repeat an earlier row which is itself kept.
 
@@ -139,7 +154,7 @@ def greedy_within(
     match : EarlierMatch
         The most similar kept row earlier in this block: a duplicate for just the rows removed here.
     """
-    return _greedy(prepare(x, start, tile), alive, eps)
+    return _greedy(prepare(x, start, tile or _tile(x)), alive, eps)
 
 
 def _greedy(block: Block, alive: Array, eps: float) -> tuple[Array, EarlierMatch]:
@@ -198,14 +213,14 @@ def _forest(parts: Iterable[Edges], rows: int) -> Edges:
     return merge_forests(*held)
 
 
-def edges_within(x: Array, start: int, floor: float, *, tile: int = TILE) -> Edges:
+def edges_within(x: Array, start: int, floor: float, *, tile: int | None = None) -> Edges:
     """Return a spanning forest of the pairs of one block with similarity strictly above ``floor``.
 
     The block is given as to :func:`earlier_within`; ``floor`` is 1 - eps for the largest eps that will be
     asked for. The forest of highest similarity, of m - 1 edges at most, connects the same rows as all
     pairs do at every threshold from ``floor`` up.
     """
-    return _edges(prepare(x, start, tile), floor)
+    return _edges(prepare(x, start, tile or _tile(x)), floor)
 
 
 def _edges(block: Block, floor: float) -> Edges:
@@ -214,12 +229,17 @@ def _edges(block: Block, floor: float) -> Edges:
     return _forest((_tile_edges(product, block, *pair, block, floor) for pair in pairs), len(block.raw))
 
 
-def edges_across(x: Array, start_x: int, y: Array, start_y: int, floor: float, *, tile: int = TILE) -> Edges:
+def edges_across(
+    x: Array, start_x: int, y: Array, start_y: int, floor: float, *, tile: int | None = None
+) -> Edges:
     """Return a spanning forest of the pairs (row of x, row of y) with similarity strictly above ``floor``.
 
     Parameters and result as in :func:`edges_within`; all of x is earlier than all of y.
     """
-    earlier, later = prepare(x, start_x, tile), prepare(y, start_y, tile)
+    earlier, later = (
+        prepare(x, start_x, tile or _tile(x)),
+        prepare(y, start_y, tile or _tile(y)),
+    )
     product = Scores(earlier, later)
     pairs = ((columns, rows) for rows in later.spans for columns in earlier.spans)
     edges = (_tile_edges(product, earlier, *pair, later, floor) for pair in pairs)
@@ -232,8 +252,12 @@ def _tile_edges(
     """Return all pairs of two tiles above the floor, with their exact similarity."""
     xp = namespace_of(x.raw)
     (first, last), (lo, hi) = columns, rows
-    scores = product(y.unit[lo:hi], x.unit[first:last])
-    near = scores > np.float32(floor - x.margin)
+    low = choose(xp)
+    if low is None:
+        near = product(y.unit[lo:hi], x.unit[first:last]) > np.float32(floor - x.margin)
+    else:
+        scores = low.multiply(y.rounded[lo:hi], x.rounded[first:last])
+        near = scores > np.float32(floor - x.margin - unit_margin(x.unit.shape[1], low))
     if x is y and first == lo:
         near &= xp.tri(hi - lo, k=-1, dtype=bool)
     j, i = xp.nonzero(near)

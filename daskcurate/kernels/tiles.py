@@ -158,26 +158,36 @@ class Best:
             if of is not None:
                 columns = columns[of[first:last]]
                 unit = x.unit[columns]
-            if len(columns) and self._low is not None:
-                self._sweep_rounded(lo, hi, unit, columns)
-            elif len(columns):
+            if len(columns) and not self._sweep_rounded(lo, hi, columns):
                 self.update(lo, hi, self.product(self.y.unit[lo:hi], unit), columns)
 
-    def _sweep_rounded(self, lo: int, hi: int, unit: Array, columns: Array) -> None:
-        """Compare rows lo to hi with ``columns`` of x in low precision, or, if that leaves much open, in float32.
+    def sweep_own(self, lo: int, hi: int) -> None:
+        """Compare each of rows lo to hi, a tile, with those before it; x and y are one block."""
+        columns = namespace_of(self.similarity).arange(lo, hi)
+        if not self._sweep_rounded(lo, hi, columns, own=True):
+            scores = self.product(self.y.unit[lo:hi], self.x.unit[lo:hi])
+            mask_later(scores)
+            self.update(lo, hi, scores, columns)
 
-        Whether that is too much depends on the tiles alone and not on what was found before.
+    def _sweep_rounded(self, lo: int, hi: int, columns: Array, *, own: bool = False) -> bool:
+        """Compare rows lo to hi with ``columns`` of x in low precision (``own``: with those before each).
+
+        Return False, with nothing done, where there is none or it leaves much open. Whether that is too much
+        depends on the tiles alone and not on what was found before.
         """
-        assert self._low is not None
+        if self._low is None:
+            return False
         scores = self._low.multiply(self.y.rounded[lo:hi], self.x.rounded[columns])
-        margin = np.float32(self.x.margin + unit_margin(unit.shape[1], self._low))
+        if own:
+            mask_later(scores)
+        margin = np.float32(self.x.margin + unit_margin(self.x.unit.shape[1], self._low))
         top = scores.max(axis=1)
         near = scores >= (top - 2 * margin)[:, None]
         if int(namespace_of(near).count_nonzero(near)) > _MANY * len(top):
-            self.update(lo, hi, self.product(self.y.unit[lo:hi], unit), columns)
-            return
+            return False
         near &= self._can_change(lo, hi, top, margin)[:, None]
         self._offer_near(lo, near, columns)
+        return True
 
     def update(self, lo: int, hi: int, scores: Array, columns: Array) -> None:
         """Take the scores (hi - lo, c) of rows lo to hi against ``columns`` (c,) of x."""

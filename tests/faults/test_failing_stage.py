@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import daskcurate as dc
-from daskcurate import runner
+from daskcurate import clustering_arrays, runner
 
 kmeans_module = sys.modules["daskcurate.kmeans"]  # as an attribute it is the function of that name
 
@@ -20,7 +20,7 @@ class BrokenError(Exception):
 
 def test_failing_task(emb, client, reference, tmp_path):
     """The failure is kept, as an interactive session does, and with it all that its frames hold."""
-    write = kmeans_module._write_rows
+    write = clustering_arrays._write_rows
 
     def broken(urls, chunk_rows, n_rows, block, found):
         if block.numbers[0] == 2 * chunk_rows:
@@ -30,7 +30,7 @@ def test_failing_task(emb, client, reference, tmp_path):
     store = tmp_path / "run.zarr"
     stage = chain.start(emb).inputs["clustering"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kmeans_module, "_write_rows", broken)
+        patch.setattr(clustering_arrays, "_write_rows", broken)
         with pytest.raises(BrokenError, match="disk full") as kept:
             dc.compute(stage, store=store)
     attributes = runner.RunStore(store).attributes(stage.name)
@@ -66,7 +66,7 @@ def test_interrupted_by_the_user(emb, client, reference, tmp_path, monkeypatch):
 
 def test_failed_task_is_tried_again(emb, client, reference, tmp_path, monkeypatch):
     """A fault that passes, of the network or the disk, does not end the run."""
-    write = kmeans_module._write_rows
+    write = clustering_arrays._write_rows
     marks = tmp_path / "marks"
     marks.mkdir()
 
@@ -77,7 +77,7 @@ def test_failed_task_is_tried_again(emb, client, reference, tmp_path, monkeypatc
             raise BrokenError("try again")
         return write(urls, chunk_rows, n_rows, block, found)
 
-    monkeypatch.setattr(kmeans_module, "_write_rows", shaky)
+    monkeypatch.setattr(clustering_arrays, "_write_rows", shaky)
     stage = chain.start(emb).inputs["clustering"]
     chain.same_as(dc.compute(stage, store=tmp_path / "run.zarr"), reference)
     assert len(list(marks.iterdir())) == chain.BLOCKS

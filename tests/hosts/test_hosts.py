@@ -8,11 +8,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import chain
+import dask
 import pytest
+import yaml
 from distributed import Client
 from processes import DASK, running, until
 
 import daskcurate as dc
+from cluster_setup.certificates import make_certificates
 from cluster_setup.ssh import ssh
 from daskcurate import runner
 from daskcurate.settings import dask_file
@@ -118,11 +121,17 @@ def logins(folder):
         }
 
 
-def test_over_ssh(emb, reference, tmp_path, monkeypatch):
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("scheme", ["tcp", "tls"])
+def test_over_ssh(emb, reference, tmp_path, monkeypatch, scheme):
     subprocess.run([SETUP, "mend", "dc-b"], check=True)
     chain.distribute(monkeypatch.setattr)
     hosts = [ADDRESSES["dc-a"], ADDRESSES["dc-b"]]
-    with logins(tmp_path) as connect:
+    settings = {}
+    if scheme == "tls":
+        made = yaml.safe_load(make_certificates(tmp_path / "tls")[-1].read_text())["distributed"]
+        settings = {"distributed": dask.config.merge(dask.config.get("distributed"), made)}
+    with logins(tmp_path) as connect, dask.config.set(settings):
         cluster = ssh(
             hosts, workers_per_host=2, threads_per_worker=1, memory_limit="512MiB", connect=connect,
             scheduler_host=ADDRESSES["dc-s"], spill_folder=tmp_path / "spill", dashboard_address=None,
@@ -131,7 +140,8 @@ def test_over_ssh(emb, reference, tmp_path, monkeypatch):
         with cluster as client:
             workers = client.scheduler_info(n_workers=-1)["workers"]
             assert sorted(a.split("//")[1].split(":")[0] for a in workers) == sorted(hosts * 2)
+            assert {address.split("://")[0] for address in workers} == {scheme}
             assert {worker["memory_limit"] for worker in workers.values()} == {512 << 20}
-            assert client.scheduler.address.startswith(f"tcp://{ADDRESSES['dc-s']}:")
+            assert client.scheduler.address.startswith(f"{scheme}://{ADDRESSES['dc-s']}:")
             assert client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.WORKER_SATURATION) == 1.0
             chain.same_as(dc.compute(chain.whole(emb), store=tmp_path / "run.zarr"), reference)

@@ -51,6 +51,22 @@ def test_rows_without_weight_are_never_drawn(xp):
     assert sorted(seeds.tolist()) == list(range(10, 20))
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_device_is_asked_a_few_times_a_seed(xp, weighted, monkeypatch):
+    if xp is np:
+        pytest.skip("the host is not asked")
+    asked = []
+    monkeypatch.setattr(seeding, "to_host", lambda x: asked.append(1) or to_host(x))
+    rng = np.random.default_rng(0)
+    x, weights = rng.standard_normal((4000, 6)).astype(np.float32), rng.random(4000)
+    k = 60
+    seeds = seeding.kmeans_plusplus(
+        xp.asarray(x), k, np.random.default_rng(0), xp.asarray(weights) if weighted else None
+    )
+    assert len(set(seeds.tolist())) == k
+    assert len(asked) < 5 * k
+
+
 def test_draws_follow_the_mass():
     mass = np.array([0, 1, 0, 3, 0], dtype=np.float32)
     drawn = seeding._draw(mass, 40_000, np.random.default_rng(0))

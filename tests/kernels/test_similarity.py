@@ -6,6 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from daskcurate.arrays import namespace_of, to_host
+from daskcurate.kernels import tiles
 from daskcurate.kernels.similarity import (
     TILE,
     EarlierMatch,
@@ -128,13 +129,27 @@ def test_any_division_gives_the_same_bits(m, d, cuts, seed, half):
 @pytest.mark.parametrize("m", [TILE - 1, TILE, TILE + 1, 2 * TILE + 300])
 def test_sizes_around_the_tile(xp, m):
     x = xp.asarray(gaussians(m, 24))
-    whole = earlier_within(x)
+    whole = earlier_within(x, tile=TILE)
     same(by_blocks(x, blocks(m, [1, 2], TILE)), whole)
     similarity, position = host(whole)
     expected, _ = best_earlier(similarities_of_many(to_host(x)))
     np.testing.assert_allclose(similarity, expected, rtol=0, atol=3e-7)
     assert (position[1:] >= 0).all()
     assert (position < np.arange(m)).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_one_tile_of_a_device_agrees_with_brute_force(xp, seed, monkeypatch):
+    rows = np.random.default_rng(seed).standard_normal((300, 24)).astype(np.float32)
+    rows[200:] = rows[:100] + np.float32(0.01) * rows[100:200]
+    if xp is not np:  # the rows of a tile among themselves as well are compared in low precision first
+        monkeypatch.setattr(tiles.Scores, "__call__", lambda *_: pytest.fail("in float32"))
+    found = host(earlier_within(xp.asarray(rows)))
+    expected = best_earlier(similarities(rows))
+    np.testing.assert_allclose(found.similarity, expected[0], rtol=0, atol=1.3e-7)
+    assert found.position.tolist() == expected[1].tolist()
+    edges = edges_within(xp.asarray(rows), 0, 0.9)
+    assert sorted(zip(edges.i.tolist(), edges.j.tolist(), strict=True)) == [(i, i + 200) for i in range(100)]
 
 
 def similarities_of_many(x):

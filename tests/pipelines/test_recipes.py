@@ -253,9 +253,13 @@ def test_a_recipe_is_a_command(emb, tmp_path):
         (["--scale=0.03", "--scheduler=tcp://h:1", "--n-workers=2"], "are for a local cluster"),
         (["--scale=0.03", "--scheduler-file=no.json"], "no.json: there is no such file"),
         (["--scale=0.03", "--n-workers=0"], "n_workers=0 is not allowed"),
+        (["--device=tpu"], "invalid choice: 'tpu'"),
+        (["--scale=0.03", "--device=gpu"], "a GPU is asked for, but"),
+        (["--scale=0.03", "--device=gpu", "--cluster=local-cpu"], "--device gpu is for the cluster local"),
     ],
 )
-def test_bad_arguments_start_nothing(arguments, phrase, emb, tmp_path, capsys):
+def test_bad_arguments_start_nothing(arguments, phrase, emb, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("daskcurate.local_cuda.NEEDED", ("no_such_module",))  # as where there is no GPU
     store = tmp_path / "run.zarr"
     with pytest.raises(SystemExit) as stop:
         recipe("quickstart").main([f"--embeddings={emb.path}", f"--store={store}", *arguments])
