@@ -333,8 +333,8 @@ def test_a_pool_larger_than_what_the_device_and_the_workers_hold(gpu, client, po
     monkeypatch.setattr("daskcurate.planning.Limits.holds", lambda *_: False)
     monkeypatch.setattr(device, "_resident", device.Resident(limit=x.nbytes // 4))
     read = []
-    plain_read = PoolRows.read
-    monkeypatch.setattr(PoolRows, "read", lambda *args: read.append(args[1]) or plain_read(*args))
+    plain_read = PoolRows._read_chunk
+    monkeypatch.setattr(PoolRows, "_read_chunk", lambda *args: read.append(args[1]) or plain_read(*args))
     streamed = dc.compute(node, store=tmp_path / "streamed.zarr")
     assert len(read) > 5 * len(set(read))  # in every pass again
     np.testing.assert_array_equal(plain.centroids, streamed.centroids)

@@ -22,10 +22,10 @@ def test_failing_task(emb, client, reference, tmp_path):
     """The failure is kept, as an interactive session does, and with it all that its frames hold."""
     write = clustering_arrays._write_rows
 
-    def broken(urls, chunk_rows, n_rows, block, found):
-        if block.numbers[0] == 2 * chunk_rows:
+    def broken(numbers, urls, chunk_rows, n_rows, found):
+        if numbers[0] == 2 * chunk_rows:
             raise BrokenError("disk full")
-        return write(urls, chunk_rows, n_rows, block, found)
+        return write(numbers, urls, chunk_rows, n_rows, found)
 
     store = tmp_path / "run.zarr"
     stage = chain.start(emb).inputs["clustering"]
@@ -70,12 +70,12 @@ def test_failed_task_is_tried_again(emb, client, reference, tmp_path, monkeypatc
     marks = tmp_path / "marks"
     marks.mkdir()
 
-    def shaky(urls, chunk_rows, n_rows, block, found):
-        mark = marks / str(block.numbers[0])
+    def shaky(numbers, urls, chunk_rows, n_rows, found):
+        mark = marks / str(numbers[0])
         if not mark.exists():
             mark.touch()
             raise BrokenError("try again")
-        return write(urls, chunk_rows, n_rows, block, found)
+        return write(numbers, urls, chunk_rows, n_rows, found)
 
     monkeypatch.setattr(clustering_arrays, "_write_rows", shaky)
     stage = chain.start(emb).inputs["clustering"]
