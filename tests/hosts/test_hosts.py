@@ -133,7 +133,7 @@ def test_over_ssh(emb, reference, tmp_path, monkeypatch, scheme):
         settings = {"distributed": dask.config.merge(dask.config.get("distributed"), made)}
     with logins(tmp_path) as connect, dask.config.set(settings):
         cluster = ssh(
-            hosts, workers_per_host=2, threads_per_worker=1, memory_limit="512MiB", connect=connect,
+            hosts, workers_per_host=2, threads_per_worker=1, memory_limit="768MiB", connect=connect,
             scheduler_host=ADDRESSES["dc-s"], spill_folder=tmp_path / "spill", dashboard_address=None,
             interface="eth0",
         )  # fmt: skip
@@ -141,7 +141,7 @@ def test_over_ssh(emb, reference, tmp_path, monkeypatch, scheme):
             workers = client.scheduler_info(n_workers=-1)["workers"]
             assert sorted(a.split("//")[1].split(":")[0] for a in workers) == sorted(hosts * 2)
             assert {address.split("://")[0] for address in workers} == {scheme}
-            assert {worker["memory_limit"] for worker in workers.values()} == {512 << 20}
+            assert {worker["memory_limit"] for worker in workers.values()} == {768 << 20}
             assert client.scheduler.address.startswith(f"{scheme}://{ADDRESSES['dc-s']}:")
             assert client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.WORKER_SATURATION) == 1.0
             chain.same_as(dc.compute(chain.whole(emb), store=tmp_path / "run.zarr"), reference)

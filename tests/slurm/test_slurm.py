@@ -30,10 +30,10 @@ stages:
     hierarchical_kmeans: {{n_clusters: [30, 8], sample_sizes: [1, 3], n_resamples: 1, within: prune, seed: 2}}
   picks: {{hierarchical_sample: {{tree: tree, target_size: 300, seed: 3}}}}
 exports: {{{picks}: picks}}
-cluster: {{name: slurm, n_workers: 2, memory_limit: 512MiB, queue: batch}}
+cluster: {{name: slurm, n_workers: 2, memory_limit: 768MiB, queue: batch}}
 """
 DASKCURATE = Path(sys.executable).with_name("daskcurate")
-OPTIONS = {"memory_limit": "512MiB", "queue": "batch", "walltime": "00:10:00", "dashboard_address": None}
+OPTIONS = {"memory_limit": "768MiB", "queue": "batch", "walltime": "00:10:00", "dashboard_address": None}
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def run_on(emb, tmp_path, monkeypatch):
 def wanted(run_on):
     """The picks of a run on this machine's cores."""
     picks = run_on("local-cpu")
-    command = ["run", "run.yaml", "--cluster", "local-cpu", "--n-workers", "2", "--memory-limit", "512MiB"]
+    command = ["run", "run.yaml", "--cluster", "local-cpu", "--n-workers", "2", "--memory-limit", "768MiB"]
     with pytest.raises(SystemExit) as status:
         main(command)
     assert status.value.code == 0
@@ -72,7 +72,7 @@ def test_jobs(emb, reference, tmp_path, monkeypatch):
         n_workers=4, workers_per_job=2, log_folder=logs, spill_folder=tmp_path / "spill", **shown
     ) as client:
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
-        assert {worker["memory_limit"] for worker in workers} == {512 << 20}
+        assert {worker["memory_limit"] for worker in workers} == {768 << 20}
         assert {worker["nthreads"] for worker in workers} == {1}
         found = list(client.run(inside).values())
         assert {job for job, *_ in found} == set(jobs())
@@ -81,7 +81,7 @@ def test_jobs(emb, reference, tmp_path, monkeypatch):
         asked = subprocess.run(
             ["squeue", "--noheader", "--format=%C %m %P %l"], capture_output=True, text=True
         )
-        assert set(asked.stdout.splitlines()) == {"2 1G batch 10:00"}
+        assert set(asked.stdout.splitlines()) == {"2 2G batch 10:00"}
         chain.same_as(dc.compute(chain.whole(emb), store=tmp_path / "run.zarr"), reference)
         link = urlsplit(client.dashboard_link)
         assert link.hostname == "127.0.0.1"
