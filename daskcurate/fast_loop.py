@@ -114,10 +114,10 @@ def _widened(
 ) -> str:
     """Return the scratch name of the means of the whole rows that have each label; clusters without any stay."""
     parts = [
-        run.task(
-            _sums, block, run.scratch(labels), i, run.scratch(current), name="kmeans-widen", key=f"{key}-{i}"
+        blocks.task(
+            run, i, _sums, run.scratch(labels), i, run.scratch(current), name="kmeans-widen", key=f"{key}-{i}"
         )
-        for i, block in enumerate(blocks.blocks)
+        for i in range(len(blocks.blocks))
     ]
     total = tree(run, lloyd.combine, parts, name="kmeans-widen-combine", key=key)
     urls = run.scratch(current), narrow.directions, run.scratch(key)
