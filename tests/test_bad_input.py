@@ -87,7 +87,7 @@ def untouched(world, client, monkeypatch):
     monkeypatch.setattr(Client, "_graph_to_futures", refuse("the scheduler"))
     monkeypatch.setattr(Client, "scatter", refuse("scatter"))
     monkeypatch.setattr("daskcurate.local_cluster.make_local_cluster", refuse("make_local_cluster"))
-    monkeypatch.setattr("daskcurate.clusters.start_local_cluster", refuse("start_local_cluster"))
+    monkeypatch.setattr("daskcurate.clusters.start_on", refuse("start_local_cluster"))
     monkeypatch.setattr("daskcurate.local_cuda.start_local_cluster", refuse("start_local_cluster"))
     monkeypatch.chdir(world.path)
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
