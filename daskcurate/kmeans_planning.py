@@ -83,8 +83,9 @@ def working_memory(*, n: int, d: int, chunk_rows: int, config: Any, limits: Limi
     block_rows = min(n, chunk_rows * chunks_per_block(n, chunk_rows, d, limits.on_gpu))
     partial, blocks = k * d * 8, -(-n // block_rows)
     sums = partial * blocks if partial * PARTIAL_SHARE <= block_rows * d * 4 else 0
-    # labels, bounds and sums of the last pass
-    return limits.peak(max(tasks.values()), min(LIMIT_BYTES, (n * 8 + sums) // limits.n_workers))
+    # labels, bounds and sums of the last pass; labels and distances until they are written
+    remembered = min(LIMIT_BYTES, (n * 8 + sums) // limits.n_workers)
+    return limits.peak(max(tasks.values()), remembered + n * 12 // limits.n_workers)
 
 
 def lloyd_passes(n_iters: int, rows_per_cluster: float) -> float:

@@ -333,9 +333,7 @@ def test_a_local_cluster_is_started(folder, call):
 
 def test_a_dry_run_plans_for_the_scheduler_that_is_named(folder, call, scheduler_file, monkeypatch):
     dc.ingest("rows.npy", "pool.zarr", normalize=True)
-    monkeypatch.setattr(
-        "daskcurate.clusters.start_on", lambda *_: pytest.fail("a plan starts no cluster")
-    )
+    monkeypatch.setattr("daskcurate.clusters.start_on", lambda *_: pytest.fail("a plan starts no cluster"))
     seen, original = [], dc.plan
     monkeypatch.setattr(dc, "plan", lambda *nodes, **more: seen.append(more) or original(*nodes, **more))
     for command in (("plan", "run.yaml"), ("run", "run.yaml", "--dry-run")):
