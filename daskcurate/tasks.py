@@ -10,6 +10,7 @@ from typing import Any
 
 import dask
 from dask.delayed import Delayed
+from distributed import get_worker
 from threadpoolctl import ThreadpoolController
 
 from daskcurate.kernels.threads import using_threads
@@ -45,6 +46,35 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(trim, size)) and bool(mallopt(mmap, size))
 
 
+@cache
+def _trim() -> Callable[[int], int] | None:
+    try:
+        return ctypes.CDLL(None).malloc_trim if sys.platform.startswith("linux") else None
+    except (OSError, AttributeError):
+        return None
+
+
+def give_back_memory() -> bool:
+    """Give freed memory back to the system where the worker process holds much; return whether that was so.
+
+    Dask pauses a worker by what its process holds, freed or not, and a paused worker frees nothing any more: without
+    this it might stay so for ever. Half way between the shares at which Dask's workers store results and pause.
+    """
+    try:
+        worker = get_worker()
+    except ValueError:  # not in a task
+        return False
+    manager = worker.memory_manager
+    shares = [share for share in (manager.memory_target_fraction, manager.memory_pause_fraction) if share]
+    trim = _trim()
+    if trim is None or not manager.memory_limit or not shares:
+        return False
+    if worker.monitor.get_process_memory() < manager.memory_limit * sum(shares) / len(shares):
+        return False
+    trim(0)
+    return True
+
+
 class one_blas_thread:  # noqa: N801 - used as a context manager
     """Hold BLAS to one thread while any task runs in this process.
 
@@ -76,7 +106,9 @@ def call(function: Callable[..., Any], lengths: tuple[int | None, ...], threads:
         arguments.append(next(rest) if length is None else [next(rest) for _ in range(length)])
     keep_freed_memory()
     with one_blas_thread(), using_threads(threads):
-        return function(*arguments)
+        result = function(*arguments)
+    give_back_memory()
+    return result
 
 
 def task(function: Callable[..., Any], *args: Any, name: str, key: str, threads: int = 1) -> Delayed:
