@@ -27,7 +27,7 @@ DEVICE_PART_BYTES = 512 << 20
 """Likewise on GPUs, where the work of smaller blocks would take less time than the task around it."""
 SHUFFLE_BYTES = 320 << 20
 """Buffers of Dask's shuffle in a worker: what waits to be sent and to be written (64 MiB each), its own, and what is
-held beside the frames at hand: with 192 MiB, workers of 608 MiB stood still at 83 % of their limit."""
+held beside the frames at hand: what was seen, no bound (docs/limits.md)."""
 RANK_ROWS = 4 << 20
 """Rows that one task ranks; less where workers are small."""
 RANK_ROW_BYTES = 160
