@@ -71,9 +71,8 @@ def to_device(x: np.ndarray) -> Array:
         return cupy.asarray(flat).reshape(x.shape)
     out = cupy.empty(flat.shape, flat.dtype)
     stream = cupy.cuda.Stream(non_blocking=True)
-    stream.wait_event(
-        cupy.cuda.get_current_stream().record()
-    )  # what used the memory of ``out`` before is done
+    # what used the memory of ``out`` before is done first
+    stream.wait_event(cupy.cuda.get_current_stream().record())
     size = PINNED_BYTES // flat.itemsize
     held = [np.frombuffer(memory, flat.dtype, size) for memory in _pinned(cupy)]
     done: list[Any] = [None, None]

@@ -46,6 +46,12 @@ def seed_memory(config: Any, n: int, d: int, k: int, block: int) -> int:
     return k * d * 8  # drawn in parts, then put together
 
 
+def _blocks(n: int, chunk_rows: int, d: int, limits: Limits) -> tuple[int, int]:
+    """Return the rows of a block of n rows of width d, and how many blocks there are."""
+    rows = min(n, chunk_rows * chunks_per_block(n, chunk_rows, d, limits.on_gpu))
+    return rows, -(-n // rows)
+
+
 def tasks_memory(
     *,
     n: int,
@@ -59,8 +65,8 @@ def tasks_memory(
 ) -> dict[str, int]:
     """Return the bytes of the largest task of each kind; arguments as of :func:`kmeans_plan`."""
     k = min(config.n_clusters, n)
-    block_rows = min(n, chunk_rows * chunks_per_block(n, chunk_rows, d, limits.on_gpu))
-    blocks, items = -(-n // block_rows), block_rows * d
+    block_rows, blocks = _blocks(n, chunk_rows, d, limits)
+    items = block_rows * d
     whole = 0
     for rows in {n, *([min(n, config.sample_size * k)] if config.resamples else [])}:
         parts = min(blocks, rows)
@@ -80,8 +86,8 @@ def working_memory(*, n: int, d: int, chunk_rows: int, config: Any, limits: Limi
     """Return what a worker needs at the worst moment, besides blocks that it holds; arguments as below."""
     tasks = tasks_memory(n=n, d=d, chunk_rows=chunk_rows, config=config, limits=limits, **more)
     k = min(config.n_clusters, n)
-    block_rows = min(n, chunk_rows * chunks_per_block(n, chunk_rows, d, limits.on_gpu))
-    partial, blocks = k * d * 8, -(-n // block_rows)
+    block_rows, blocks = _blocks(n, chunk_rows, d, limits)
+    partial = k * d * 8
     sums = partial * blocks if partial * PARTIAL_SHARE <= block_rows * d * 4 else 0
     # labels, bounds and sums of the last pass; labels and distances until they are written
     remembered = min(LIMIT_BYTES, (n * 8 + sums) // limits.n_workers)
@@ -112,8 +118,7 @@ def kmeans_plan(
     """
     k = min(config.n_clusters, n)
     fast = not is_lloyds(config.algorithm, n, d, k)
-    block_rows = min(n, chunk_rows * chunks_per_block(n, chunk_rows, d, limits.on_gpu))
-    blocks = -(-n // block_rows)
+    block_rows, blocks = _blocks(n, chunk_rows, d, limits)
     subset = min(n, config.sample_size * k)
     fits = [n] * config.n_init + [subset] * (config.resamples * config.n_init)
     work = {
