@@ -22,7 +22,6 @@ from daskcurate.members import (
     SortKey,
     cluster_sizes,
     load_labels,
-    member_ranks,
     pool_ranks,
     write_scores,
 )
@@ -186,10 +185,8 @@ class SemanticDedup(Selection):
 
     def _match_clusters(self, run: Any, members: Members, key: SortKey, sizes: np.ndarray) -> list[Delayed]:
         """Return a frame of matches within clusters per chunk."""
-        ranks = run.persist(member_ranks(run, members, key, sizes), "order rows")
-        run.note(0.1, "compare rows")
         emb, config = self.inputs["emb"], self.config
-        matches = match_clusters(run, members, ranks, sizes, emb.dim, str(emb.dtype), config.rule, config.eps)
+        matches = match_clusters(run, members, key, sizes, emb.dim, str(emb.dtype), config.rule, config.eps)
         return regroup(run, matches, MATCHES, len(members.ranges), 28 * int(sizes.sum()), "back")
 
     def _match_pool(

@@ -16,13 +16,13 @@ from daskcurate.device import on_device
 from daskcurate.kernels import similarity as kernel
 from daskcurate.kernels.similarity import EarlierMatch, tile_of
 from daskcurate.kernels.threads import spread
-from daskcurate.members import Members, SortKey, load_labels, read_small, write_small
+from daskcurate.members import Members, SortKey, load_labels, member_ranks, read_small, write_small
 from daskcurate.planning import Limits
 from daskcurate.regroup import contiguous_partitions, from_cells, regroup, to_cells
 from daskcurate.rows import tree
 
 ROWS = pd.DataFrame(
-    {"partition": np.empty(0, "i8"), "label": np.empty(0, "i4"), "rank": np.empty(0, "i8"), "row": np.empty(0, "i8"),
+    {"partition": np.empty(0, "i8"), "label": np.empty(0, "i4"), "place": np.empty(0, "f8"), "row": np.empty(0, "i8"),
      "cells": to_cells(np.empty((0, 1), "f4"))}
 )  # fmt: skip
 MATCHES = pd.DataFrame(
@@ -135,19 +135,27 @@ def _edges_of(labels: np.ndarray) -> list[int]:
 def match_clusters(
     run: Any,
     members: Members,
-    ranks: Sequence[Delayed],
+    key: SortKey,
     sizes: np.ndarray,
     dim: int,
     dtype: str,
     rule: str,
     eps: float,
 ) -> list[Delayed]:
-    """Return lazy frames of every row's match: partition (its chunk), row, similarity, duplicate_of."""
+    """Return lazy frames of every row's match: partition (its chunk), row, similarity, duplicate_of.
+
+    A cluster that a task takes whole is put in order there; only the rows of giants are ranked beforehand.
+    """
     row_bytes = dim * np.dtype(dtype).itemsize
     cuts = cut(sizes, block_rows(int(sizes.sum()), row_bytes, run.limits))
     urls = (write_small(run, "cut-first", cuts.first), write_small(run, "cut-giant", cuts.giant))
+    ranks: Sequence[Delayed | None] = [None] * len(members.ranges)
+    if cuts.giant.any():
+        among = np.where(cuts.giant, sizes, 0)
+        ranks = run.persist(member_ranks(run, members, key, among, urls[1]), "order rows")
+    run.note(0.1, "compare rows")
     frames = [
-        run.task(_row_frame, members, rank, urls, cuts.limit, *r, name="dedup-rows", key=r[0])
+        run.task(_row_frame, members, key, rank, urls, cuts.limit, *r, name="dedup-rows", key=r[0])
         for rank, r in zip(ranks, members.ranges, strict=True)
     ]
     grouped = regroup(run, frames, ROWS, cuts.n_partitions, (row_bytes + 28) * int(sizes.sum()), "clusters")
@@ -181,20 +189,32 @@ def match_clusters(
 
 
 def _row_frame(
-    members: Members, ranks: np.ndarray, urls: tuple[str, str], limit: int, start: int, stop: int
+    members: Members,
+    key: SortKey,
+    ranks: np.ndarray | None,
+    urls: tuple[str, str],
+    limit: int,
+    start: int,
+    stop: int,
 ) -> pd.DataFrame:
+    """Return the rows of a chunk, and what orders them in their clusters: the rank in giants, the key in others."""
     labels = load_labels(members, start, stop)
     at = np.flatnonzero(labels >= 0)
-    label, rank = labels[at], ranks[at]
+    label, place = labels[at], key.load(members, start, stop)[at].astype(np.float64)
     first, giant = (read_small(url) for url in urls)
-    partition = first[label] + np.where(giant[label], rank // limit, 0)
+    partition = first[label]
+    if ranks is not None:
+        inside = giant[label]
+        rank = ranks[at][inside]
+        place[inside] = rank
+        partition[inside] += rank // limit
     assert members.source is not None
     rows = members.source.read(start, stop)[at]
     return pd.DataFrame(
         {
             "partition": partition.astype(np.int64),
             "label": label,
-            "rank": rank,
+            "place": place,
             "row": at + start,
             "cells": to_cells(rows),
         }
@@ -210,7 +230,7 @@ class RankedBlock(NamedTuple):
 
 
 def _block(frame: pd.DataFrame, dim: int, dtype: str) -> RankedBlock:
-    order = np.lexsort((frame["rank"].to_numpy(), frame["label"].to_numpy()))
+    order = np.lexsort([frame[name].to_numpy() for name in ("row", "place", "label")])
     rows = from_cells(frame["cells"], dim, np.dtype(dtype))[order]
     return RankedBlock(frame["label"].to_numpy()[order], frame["row"].to_numpy()[order], rows)
 

@@ -174,13 +174,26 @@ def _reduced(
     return run.gather([tree(run, add, parts, name=f"{name}-add", key=key)], name.replace("-", " "))[0]
 
 
-def _labelled(members: Members, key: SortKey, start: int, stop: int) -> Labelled:
-    return Labelled(load_labels(members, start, stop), key.load(members, start, stop))
+def _labelled(
+    members: Members, key: SortKey, start: int, stop: int, among_url: str | None = None
+) -> Labelled:
+    labels = load_labels(members, start, stop)
+    if among_url is not None:
+        labels[~read_small(among_url)[labels]] = -1
+    return Labelled(labels, key.load(members, start, stop))
 
 
-def member_ranks(run: Any, members: Members, key: SortKey, sizes: np.ndarray) -> list[Delayed]:
-    """Return each row's rank within its cluster by ``key``, per chunk (m,) int64; -1 outside."""
-    labelled = [run.task(_labelled, members, key, *r, name="sort-keys", key=r[0]) for r in members.ranges]
+def member_ranks(
+    run: Any, members: Members, key: SortKey, sizes: np.ndarray, among_url: str | None = None
+) -> list[Delayed]:
+    """Return each row's rank within its cluster by ``key``, per chunk (m,) int64; -1 outside.
+
+    ``among_url`` names an array (k,) of bool: the clusters whose rows are ranked, if not all; ``sizes`` are
+    (k,) theirs, 0 of others.
+    """
+    labelled = [
+        run.task(_labelled, members, key, *r, among_url, name="sort-keys", key=r[0]) for r in members.ranges
+    ]
     return rank_in_cluster(run, labelled, members.counts, sizes, "members")
 
 

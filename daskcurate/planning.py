@@ -21,13 +21,15 @@ ALONE_GAIN = 0.6
 """What each further thread adds to the rate of a task that runs alone: some of its steps are not shared."""
 SMALL_REGROUP_BYTES = 256 << 20
 """Frames up to this size (less where workers are small) are regrouped in one task."""
+REGROUP_COPIES = 5
+"""Times that frames are held where one task regroups them: what came, together, in order, cut, and as results."""
 PART_BYTES = 64 << 20
 """Rows (as stored) that a dedup task holds of each of its two blocks; less where workers are small."""
 DEVICE_PART_BYTES = 512 << 20
 """Likewise on GPUs, where the work of smaller blocks would take less time than the task around it."""
-SHUFFLE_BYTES = 320 << 20
-"""Buffers of Dask's shuffle in a worker: what waits to be sent and to be written (64 MiB each), its own, and what is
-held beside the frames at hand: what was seen, no bound (docs/limits.md)."""
+SHUFFLE_BYTES = 160 << 20
+"""Dask's shuffle in a worker: what waits to be sent and to be written (32 MiB each), parts of chunks that are received,
+each copied a few times, and partitions that are read before their turn."""
 RANK_ROWS = 4 << 20
 """Rows that one task ranks; less where workers are small."""
 RANK_ROW_BYTES = 160
@@ -128,7 +130,7 @@ class Limits:
     @property
     def small_regroup_bytes(self) -> int:
         """Frames up to this size are regrouped in one task."""
-        return min(SMALL_REGROUP_BYTES, self.thread_memory // 4)
+        return min(SMALL_REGROUP_BYTES, self.thread_memory // (REGROUP_COPIES + 1))
 
     @property
     def part_bytes(self) -> int:
@@ -138,7 +140,7 @@ class Limits:
     @property
     def rank_rows(self) -> int:
         """Rows that one task ranks."""
-        return max(1 << 10, min(RANK_ROWS, self.thread_memory // (2 * RANK_ROW_BYTES)))
+        return max(1 << 10, min(RANK_ROWS, self.thread_memory // (4 * RANK_ROW_BYTES)))
 
 
 @dataclass(frozen=True)
@@ -325,11 +327,10 @@ def dedup_plan(
     parts = -(-n // part_rows)
     compare = 2 * min(n, part_rows) * d * (2 * itemsize + 4) + 3 * tile * tile * 4
     moved = n * (d * itemsize + 28)
-    regroup = 3 * moved
+    regroup = REGROUP_COPIES * moved
     if moved > limits.small_regroup_bytes:
         regroup = 3 * chunk_rows * (d * itemsize + 28) + SHUFFLE_BYTES
-    rank = min(n, limits.rank_rows) * RANK_ROW_BYTES
-    worst = max(compare, regroup, rank)
+    worst = max(compare, regroup, rank_memory(n, limits))
     disk, tasks, flops = n * 13, 2 * chunks + 1 if whole else 12 * chunks + 4 * parts, 2 * d * pairs
     streamed, rounds = (16.0, 24) if whole else (9.0, 16)
     if across:
@@ -359,6 +360,11 @@ def dedup_plan(
     )  # fmt: skip
 
 
+def rank_memory(n: int, limits: Limits) -> int:
+    """Return the bytes of a task that ranks some of n rows, and of the shuffle that brings them there."""
+    return min(n, limits.rank_rows) * RANK_ROW_BYTES + (SHUFFLE_BYTES if n > limits.rank_rows else 0)
+
+
 def selection_plan(
     title: str, *, n: int, k: int, row_bytes: int, chunk_rows: int, limits: Limits, steps: int = 10
 ) -> StagePlan:
@@ -368,7 +374,7 @@ def selection_plan(
     """
     steps = steps if n > limits.rank_rows else min(steps, 8)
     chunks = -(-n // chunk_rows)
-    rank = min(n, limits.rank_rows) * RANK_ROW_BYTES
+    rank = rank_memory(n, limits)
     return StagePlan(
         stage=title,
         rows=n,

@@ -4,13 +4,15 @@ import ctypes
 import os
 import sys
 import threading
+import time
+import weakref
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import dask
 from dask.delayed import Delayed
-from distributed import get_worker
+from distributed import Status, get_worker
 from threadpoolctl import ThreadpoolController
 
 from daskcurate.kernels.threads import using_threads
@@ -19,6 +21,9 @@ from daskcurate.settings import kept_bytes
 _lock = threading.Lock()
 _running = 0
 _limit: Any = None
+
+WATCH_SECONDS = 0.1
+"""How often a worker's memory is looked at: as often as Dask does."""
 
 
 @cache
@@ -54,16 +59,11 @@ def _trim() -> Callable[[int], int] | None:
         return None
 
 
-def give_back_memory() -> bool:
-    """Give freed memory back to the system where the worker process holds much; return whether that was so.
+def give_back_memory(worker: Any) -> bool:
+    """Give freed memory back to the system where the process of ``worker`` holds much; return whether that was so.
 
-    Dask pauses a worker by what its process holds, freed or not, and a paused worker frees nothing any more: without
-    this it might stay so for ever. Half way between the shares at which Dask's workers store results and pause.
+    Much is half way between the shares at which Dask's workers store results and pause.
     """
-    try:
-        worker = get_worker()
-    except ValueError:  # not in a task
-        return False
     manager = worker.memory_manager
     shares = [share for share in (manager.memory_target_fraction, manager.memory_pause_fraction) if share]
     trim = _trim()
@@ -73,6 +73,34 @@ def give_back_memory() -> bool:
         return False
     trim(0)
     return True
+
+
+_watched: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def watch_memory() -> None:
+    """Start to give back freed memory of the worker that runs this task, from a thread of its own, until it closes.
+
+    Dask pauses a worker by what its process holds, freed or not. A paused worker starts no task, and so frees nothing
+    any more: where two wait for each other's results in a shuffle, they would stay so for ever. Tasks that are not
+    ours, and what a worker does beside its tasks, leave as much freed memory as ours.
+    """
+    try:
+        worker = get_worker()
+    except ValueError:  # not in a task
+        return
+    with _lock:
+        if worker in _watched:
+            return
+        _watched.add(worker)
+    threading.Thread(target=_watch, args=(weakref.ref(worker),), name="give-back-memory", daemon=True).start()
+
+
+def _watch(reference: Callable[[], Any]) -> None:
+    while (worker := reference()) is not None and worker.status not in (Status.closed, Status.failed):
+        gave = give_back_memory(worker)
+        del worker  # not held while this thread sleeps
+        time.sleep(WATCH_SECONDS * (5 if gave else 1))
 
 
 class one_blas_thread:  # noqa: N801 - used as a context manager
@@ -105,10 +133,9 @@ def call(function: Callable[..., Any], lengths: tuple[int | None, ...], threads:
     for length in lengths:
         arguments.append(next(rest) if length is None else [next(rest) for _ in range(length)])
     keep_freed_memory()
+    watch_memory()
     with one_blas_thread(), using_threads(threads):
-        result = function(*arguments)
-    give_back_memory()
-    return result
+        return function(*arguments)
 
 
 def task(function: Callable[..., Any], *args: Any, name: str, key: str, threads: int = 1) -> Delayed:

@@ -1,12 +1,9 @@
 """What a worker remembers of a pass changes nothing but the work."""
 
-from types import SimpleNamespace
-
 import numpy as np
-import pytest
 from oracles import blobs
 
-from daskcurate import remembering, tasks
+from daskcurate import remembering
 from daskcurate.kernels.assign import Scorer, assign
 from daskcurate.rows import Block
 
@@ -72,35 +69,6 @@ def test_no_rows(monkeypatch):
     partial = remembering.step_block(block, Scorer(blobs(3)[:4], "l2"), "rows")
     assert partial.counts.tolist() == [0, 0, 0, 0]
     assert partial.squares == 0
-
-
-def test_a_user_s_own_threshold_of_malloc_is_left_alone(monkeypatch):
-    for value in (None, "131072"):
-        tasks.keep_freed_memory.cache_clear()
-        if value is None:
-            monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
-        else:
-            monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", value)
-        assert tasks.keep_freed_memory() is False
-    tasks.keep_freed_memory.cache_clear()
-
-
-@pytest.mark.parametrize(("held", "gives"), [(40, False), (60, False), (75, True), (95, True)])
-def test_memory_is_given_back_before_dask_pauses_the_worker(monkeypatch, held, gives):
-    manager = SimpleNamespace(memory_limit=1000, memory_target_fraction=0.6, memory_pause_fraction=0.8)
-    monitor = SimpleNamespace(get_process_memory=lambda: 10 * held)
-    worker = SimpleNamespace(memory_manager=manager, monitor=monitor)
-    trimmed = []
-    monkeypatch.setattr(tasks, "get_worker", lambda: worker)
-    monkeypatch.setattr(tasks, "_trim", lambda: trimmed.append)
-    assert tasks.call(lambda x: x + 1, (None,), 1, 2) == 3
-    assert trimmed == ([0] if gives else [])
-    manager.memory_limit = None  # without a limit nothing is paused
-    assert tasks.give_back_memory() is False
-
-
-def test_outside_of_tasks_no_memory_is_given_back():
-    assert tasks.give_back_memory() is False
 
 
 def test_moves_are_computed_once_for_all_blocks(monkeypatch):

@@ -41,7 +41,7 @@ def test_the_settings_and_the_whole_chain(settings, emb, reference, tmp_path, mo
         assert client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.WORKER_SATURATION) == 1.0
         chain.same_as(dc.compute(chain.whole(emb), store=tmp_path / "run.zarr"), reference)
     assert os.getpid() not in [one.pop("pid") for one in found]
-    wanted = {"blas": {1}, "zarr": 4, "terminate": 0.95, "shuffle": "64 MiB"}
+    wanted = {"blas": {1}, "zarr": 4, "terminate": 0.95, "shuffle": "32 MiB"}
     malloc = (sys.platform.startswith("linux"), 32 << 20)
     assert found == [{**wanted, "malloc": malloc}] * 2
 

@@ -77,7 +77,7 @@ def test_jobs(emb, reference, tmp_path, monkeypatch):
         found = list(client.run(inside).values())
         assert {job for job, *_ in found} == set(jobs())
         assert len(found) == 4
-        assert {tuple(rest[1:]) for _, *rest in found} == {("1", "64 MiB")}
+        assert {tuple(rest[1:]) for _, *rest in found} == {("1", "32 MiB")}
         asked = subprocess.run(
             ["squeue", "--noheader", "--format=%C %m %P %l"], capture_output=True, text=True
         )
