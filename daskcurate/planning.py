@@ -28,7 +28,7 @@ PART_BYTES = 64 << 20
 DEVICE_PART_BYTES = 512 << 20
 """Likewise on GPUs, where the work of smaller blocks would take less time than the task around it."""
 SHUFFLE_BYTES = 160 << 20
-"""Dask's shuffle in a worker: what waits to be sent and to be written (32 MiB each), parts of chunks that are received,
+"""Dask's shuffle in a worker: what waits to be sent and to be written (32 MiB each), parts of chunks received,
 each copied a few times, and partitions that are read before their turn."""
 RANK_ROWS = 4 << 20
 """Rows that one task ranks; less where workers are small."""
