@@ -11,7 +11,7 @@ from daskcurate.fitting import is_lloyds, lloyd_fits_one_task, one_task_bytes
 from daskcurate.kernels.leading import LEAST_WIDTH, MOST
 from daskcurate.kernels.restricted import list_size
 from daskcurate.kernels.seeding import operations, trials
-from daskcurate.planning import SHUFFLE_BYTES, Limits, StagePlan, tree_tasks
+from daskcurate.planning import Limits, StagePlan, tree_tasks
 from daskcurate.remembering import LIMIT_BYTES, PARTIAL_SHARE
 from daskcurate.rows import BLOCKS, PIECE_BYTES, chunks_per_block
 from daskcurate.seeds import SAMPLE_ROWS, SAMPLE_UPDATES, greedy_rows, seeds_at_once
@@ -32,14 +32,19 @@ def narrow_bytes(n: int, d: int) -> int:
     return int(n * (MOST * d + 4) * 4) if d >= LEAST_WIDTH else 0
 
 
-def seed_memory(config: Any, n: int, d: int, k: int, block: int) -> int:
+def seed_memory(config: Any, n: int, d: int, k: int, block: int, limits: Limits) -> int:
     """Return the bytes of the largest seeding task, for k seeds of n rows of width d in blocks of ``block`` items."""
     if config.init == "k-means++":
         lloyds = is_lloyds(config.algorithm, n, d, k)
         if not lloyds and seeds_at_once(n, d, k):
             return 3 * min(n, SAMPLE_ROWS * k) * d * 4 + 2 * BLOCKS * k * d * 8
         if not lloyds:
-            return 3 * min(n, SEED_ROWS * k) * d * 4 // max(1, min(PARTITIONS, math.isqrt(k))) + k * d * 8
+            sample = min(n, SEED_ROWS * k) * d * 4
+            return (
+                3 * sample // max(1, min(PARTITIONS, math.isqrt(k)))
+                + k * d * 8
+                + limits.shuffle_memory(sample)
+            )
         return 3 * greedy_rows(n, d, k) * d * 4
     if config.init == "k-means||":  # five rounds of 2k candidates, made ready to score a block with
         return 4 * block + 7 * min(n, 10 * k) * d * 4
@@ -76,9 +81,11 @@ def tasks_memory(
     return {
         "step": items * 4 + reading + 4 * k * d * 4 + k * d * 8 + SUMS_BYTES + 32 * block_rows,
         "combine": 9 * k * (d + 1) * 8,
-        "seed": seed_memory(config, n, d, k, items),
+        "seed": seed_memory(config, n, d, k, items, limits),
         "whole": whole,
-        "split": 5 * min(n * d * 4, split_bytes) + SHUFFLE_BYTES if config.n_splits > 1 else 0,
+        "split": 5 * min(n * d * 4, split_bytes) + limits.shuffle_memory(n * d * 4)
+        if config.n_splits > 1
+        else 0,
     }
 
 

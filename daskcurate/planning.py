@@ -13,7 +13,7 @@ from typing import Any
 import dask.utils
 
 from daskcurate.local_cluster import LocalClusterConfig
-from daskcurate.settings import MemoryShares
+from daskcurate.settings import MemoryShares, shuffle_buffers
 
 PROCESS_BYTES = 260 << 20
 """Python, Dask and the libraries of a worker process before it holds any data, where no worker can be asked."""
@@ -27,11 +27,13 @@ PART_BYTES = 64 << 20
 """Rows (as stored) that a dedup task holds of each of its two blocks; less where workers are small."""
 DEVICE_PART_BYTES = 512 << 20
 """Likewise on GPUs, where the work of smaller blocks would take less time than the task around it."""
-SHUFFLE_BYTES = 160 << 20
-"""Dask's shuffle in a worker: what waits to be sent and to be written (32 MiB each), parts of chunks received,
-each copied a few times, and partitions that are read before their turn."""
+SHUFFLE_BYTES = 96 << 20
+"""What Dask's shuffle takes in a worker besides what waits in its buffers: parts of chunks received, each copied a
+few times, and partitions that are read before their turn."""
 RANK_ROWS = 4 << 20
 """Rows that one task ranks; less where workers are small."""
+SORT_KEY_BYTES = 40
+"""What goes to the task that ranks a row: cluster, key, place in the pool."""
 RANK_ROW_BYTES = 160
 """Memory for a row while it is ranked: columns, sort buffers, result."""
 
@@ -57,6 +59,8 @@ class Limits:
     """How much of their memory Dask lets the workers use."""
     process_bytes: int = PROCESS_BYTES
     """What a worker process holds before any data."""
+    shuffle_buffers: int = field(default_factory=shuffle_buffers)
+    """What may wait in a worker while rows are shuffled: to be sent, and to be written."""
 
     @classmethod
     def local(cls) -> "Limits":
@@ -131,6 +135,12 @@ class Limits:
     def small_regroup_bytes(self) -> int:
         """Frames up to this size are regrouped in one task."""
         return min(SMALL_REGROUP_BYTES, self.thread_memory // (REGROUP_COPIES + 1))
+
+    def shuffle_memory(self, nbytes: int) -> int:
+        """Return what regrouping ``nbytes`` takes in a worker besides the frames at hand, if it is a shuffle."""
+        if nbytes <= self.small_regroup_bytes:
+            return 0
+        return min(self.shuffle_buffers, nbytes) + SHUFFLE_BYTES
 
     @property
     def part_bytes(self) -> int:
@@ -329,7 +339,7 @@ def dedup_plan(
     moved = n * (d * itemsize + 28)
     regroup = REGROUP_COPIES * moved
     if moved > limits.small_regroup_bytes:
-        regroup = 3 * chunk_rows * (d * itemsize + 28) + SHUFFLE_BYTES
+        regroup = 3 * chunk_rows * (d * itemsize + 28) + limits.shuffle_memory(moved)
     worst = max(compare, regroup, rank_memory(n, limits))
     disk, tasks, flops = n * 13, 2 * chunks + 1 if whole else 12 * chunks + 4 * parts, 2 * d * pairs
     streamed, rounds = (16.0, 24) if whole else (9.0, 16)
@@ -362,7 +372,8 @@ def dedup_plan(
 
 def rank_memory(n: int, limits: Limits) -> int:
     """Return the bytes of a task that ranks some of n rows, and of the shuffle that brings them there."""
-    return min(n, limits.rank_rows) * RANK_ROW_BYTES + (SHUFFLE_BYTES if n > limits.rank_rows else 0)
+    shuffle = limits.shuffle_memory(SORT_KEY_BYTES * n) if n > limits.rank_rows else 0
+    return min(n, limits.rank_rows) * RANK_ROW_BYTES + shuffle
 
 
 def selection_plan(

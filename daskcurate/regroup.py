@@ -14,6 +14,7 @@ import pyarrow as pa
 from dask.delayed import Delayed
 
 from daskcurate.kernels.draws import row_uniform
+from daskcurate.planning import SORT_KEY_BYTES
 
 
 def to_cells(rows: np.ndarray) -> Any:
@@ -136,7 +137,7 @@ def rank_in_cluster(
         return [run.task(_take, whole, i, name="ranks", key=f"{key}-{i}") for i in range(len(labelled))]
     ranges = rank_ranges(run, labelled, sizes, key)
     table = run.task(_same, ranges, name="partition-map", key=key)
-    nbytes = 40 * sum(counts)
+    nbytes = SORT_KEY_BYTES * sum(counts)
     frames = [
         run.task(_key_frame, item, i, table, name="rank-keys", key=f"{key}-{i}")
         for i, item in enumerate(labelled)

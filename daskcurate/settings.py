@@ -62,12 +62,24 @@ class MemoryShares:
     @classmethod
     def configured(cls) -> "MemoryShares":
         """Return those of the clusters that we start."""
-        ours = _dotted(dask.config.get("daskcurate.dask"))
-        at = "distributed.worker.memory."
-        return cls.of(
-            dask.config.get(at.removesuffix("."))
-            | {name.removeprefix(at): value for name, value in ours.items() if name.startswith(at)}
-        )
+        return cls.of(_of_our_clusters("distributed.worker.memory"))
+
+
+def _of_our_clusters(branch: str) -> dict[str, Any]:
+    """Return a branch of Dask's settings, by names with dots, as the clusters that we start have it."""
+    ours, at = _dotted(dask.config.get("daskcurate.dask")), f"{branch}."
+    return _dotted(dask.config.get(branch)) | {
+        name.removeprefix(at): value for name, value in ours.items() if name.startswith(at)
+    }
+
+
+def shuffle_buffers(settings: Mapping[str, Any] | None = None) -> int:
+    """Return the bytes that wait in a worker while Dask shuffles: to be sent, and to be written to disk.
+
+    By Dask's settings ``distributed.p2p``; without any, as the clusters that we start have them.
+    """
+    found = _of_our_clusters("distributed.p2p") if settings is None else _dotted(settings)
+    return parse_bytes(found["comm.buffer"]) + parse_bytes(found["storage.buffer"])
 
 
 def dask_settings() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from distributed.system_monitor import SystemMonitor
 
 from daskcurate.device import uses_gpu, wanted_device
 from daskcurate.planning import Limits
-from daskcurate.settings import MemoryShares
+from daskcurate.settings import MemoryShares, shuffle_buffers
 
 LATER_BYTES = 48 << 20
 """What a process holds for good besides what it held when it loaded this module: the worker, Dask's data frames
@@ -23,14 +23,18 @@ _monitor = SystemMonitor(
 _least = _monitor.get_process_memory()
 
 
-def memory_of_worker() -> tuple[dict[str, Any], int]:
-    """Return the worker's settings of memory, and the bytes that its process holds without any data.
+def memory_of_worker() -> tuple[dict[str, Any], int, int]:
+    """Return the worker's settings of memory, the bytes that its process holds without any data, and shuffle buffers.
 
-    These are the fewest that it was seen to hold since it loaded this package.
+    The second are the fewest that it was seen to hold since it loaded this package.
     """
     global _least
     _least = min(_least, _monitor.get_process_memory())
-    return dict(dask.config.get("distributed.worker.memory")), _least + LATER_BYTES
+    return (
+        dict(dask.config.get("distributed.worker.memory")),
+        _least + LATER_BYTES,
+        shuffle_buffers(dask.config.get("distributed.p2p")),
+    )
 
 
 def _asked(client: Client) -> dict[str, Any]:
@@ -38,13 +42,17 @@ def _asked(client: Client) -> dict[str, Any]:
     found = client.run(memory_of_worker, on_error="ignore").values()
     if not found:
         return {}
-    shares = [MemoryShares.of(settings) for settings, _ in found]
+    shares = [MemoryShares.of(settings) for settings, *_ in found]
     worst = MemoryShares(
         target=min(item.target for item in shares),
         spill=min(item.spill for item in shares),
         pause=min(item.pause for item in shares),
     )
-    return {"shares": worst, "process_bytes": max(held for _, held in found)}
+    return {
+        "shares": worst,
+        "process_bytes": max(held for _, held, _ in found),
+        "shuffle_buffers": max(buffers for *_, buffers in found),
+    }
 
 
 def _on_gpu(client: Client, workers: Collection[Any]) -> bool:

@@ -14,7 +14,7 @@ from daskcurate import planning
 from daskcurate.kmeans_planning import kmeans_plan
 from daskcurate.local_cluster import make_local_cluster
 from daskcurate.planning import PROCESS_BYTES, Limits, PlanError
-from daskcurate.settings import MemoryShares
+from daskcurate.settings import MemoryShares, shuffle_buffers
 from daskcurate.worker_limits import LATER_BYTES, cluster_limits
 
 
@@ -138,7 +138,12 @@ def test_workers_say_what_they_may_use_and_what_they_hold_already(client, monkey
     memory = {"target": 0.3, "spill": False, "pause": 0.9, "terminate": 0.85}
     with dask.config.set({f"distributed.worker.memory.{name}": share for name, share in memory.items()}):
         assert cluster_limits(client).shares == MemoryShares(target=0.3, spill=1.0, pause=0.85)
+    with dask.config.set(
+        {"distributed.p2p.comm.buffer": "1 GiB", "distributed.p2p.storage.buffer": "100 MiB"}
+    ):
+        assert cluster_limits(client).shuffle_buffers == 1124 << 20
     monkeypatch.setattr(client, "run", lambda *_, **__: {})  # none answers
+    assert cluster_limits(client).shuffle_buffers == shuffle_buffers() == 64 << 20
     assert cluster_limits(client).shares == MemoryShares.configured()
 
 
