@@ -39,6 +39,8 @@ class How(NamedTuple):
     """Of the lists."""
     every: bool
     """Whether rows are compared with all centroids, not with lists."""
+    goes_on: bool
+    """Whether centroids go on in the direction of their last move."""
     plain: bool
     """Whether the update is to the means, and the last."""
     measured: bool
@@ -76,11 +78,15 @@ def iterate_fast(
     tail = TAILS[config.algorithm]
     iteration, current, before = int(start["iteration"]), start["current"], start.get("before")
     previous, end = start["previous"], int(start.get("end", config.n_iters))
+    # from rows that are seeds to means centroids move far, and once; those of k-means++ were moved on a sample
+    first_move = 0 if config.init == "k-means++" else 1
 
     def begin() -> list[Any]:
         left = end - iteration
         every = left <= len(tail) and tail[-left]
-        how = How(derive_seed(seed, iteration), every, left == 1, config.tol is not None)
+        how = How(
+            derive_seed(seed, iteration), every, iteration > first_move, left == 1, config.tol is not None
+        )
         note(iteration / end, f"pass {iteration + 1}")
         return _start_pass(run, blocks, config.metric, before, current, f"{name}-{iteration}", how)
 
@@ -127,7 +133,7 @@ def _start_pass(
 
     if narrow is None or not how.plain:
         total = tree(run, _combine, each(_pass, "kmeans-pass"), name="kmeans-combine", key=key)
-        urls = None if before is None else run.scratch(before), run.scratch(key)
+        urls = run.scratch(before) if before is not None and how.goes_on else None, run.scratch(key)
         return run.start([run.task(_finalize, total, table, *urls, how, name="kmeans-update", key=key)])
     # the means of the whole rows
     sums = [

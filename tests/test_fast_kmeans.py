@@ -116,7 +116,7 @@ def test_resampled_rows_are_looked_at_in_the_pool_s_directions(client, pool, tmp
         ("fast", texts_like, lambda saved: saved["iteration"] == 3),
         ("two-level", texts_like, lambda saved: saved["iteration"] == 2),
         ("fast", with_leading_directions, lambda saved: saved["iteration"] == 2),
-        ("fast", with_leading_directions, lambda saved: saved["iteration"] == saved["end"] - 4),
+        ("fast", with_leading_directions, lambda saved: saved["iteration"] == saved["end"] - 3),
         ("fast", with_leading_directions, lambda saved: saved["iteration"] == saved["end"] - 1),
         ("fast", with_leading_directions, lambda saved: saved["iteration"] == saved["end"]),
         ("two-level", with_leading_directions, lambda saved: saved["iteration"] == saved["end"]),
