@@ -20,7 +20,7 @@ from daskcurate.two_level import COARSE_ROWS, PARTITIONS, SEED_ROWS, UPDATES
 PASSES = 9
 """Restricted passes that the algorithms besides Lloyd's make, about."""
 EXACT_PASSES = 2
-"""Passes over all centroids of the algorithm ``fast``, the last assignment with them."""
+"""Passes over all centroids of the algorithm ``fast``, about: two in the leading directions, and the assignment."""
 SUMS_BYTES = 48 << 20
 """What adding up the rows of a block takes besides: float64 copies of a few columns (32 MiB), their sums, scores."""
 ROUNDS = 2.5

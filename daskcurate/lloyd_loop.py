@@ -113,24 +113,17 @@ class UpdateUnderWay(NamedTuple):
         return reseeded, update._replace(same=update.same and not moved)
 
 
-def start_update(
-    run: Any, blocks: RowBlocks, metric: str, current: str, key: str, dtype: Any = np.float64
-) -> UpdateUnderWay:
-    """Start one Lloyd update of the centroids ``current`` over all blocks; they go to scratch array ``key``.
-
-    ``dtype`` is what the rows of a block are added up in.
-    """
-    table = table_of(run, current, metric, blocks.narrow)
-    partials = blocks.map_both(run, _step, table, blocks.name, dtype, name="kmeans-step", key=key)
+def start_update(run: Any, blocks: RowBlocks, metric: str, current: str, key: str) -> UpdateUnderWay:
+    """Start one Lloyd update of the centroids ``current`` over all blocks; they go to scratch array ``key``."""
+    table = table_of(run, current, metric)
+    partials = blocks.map(run, _step, table, blocks.name, name="kmeans-step", key=key)
     total = tree(run, _combine, partials, name="kmeans-combine", key=key)
     last = run.task(_finalize, total, table, run.scratch(key), name="kmeans-update", key=key)
     return UpdateUnderWay(run, blocks, metric, current, key, run.start([last]))
 
 
-def _step(
-    block: Block, narrow: NarrowBlock | None, table: Table, rows_name: str, dtype: Any
-) -> lloyd.Partial:
-    return step_block(block, table.scorer(), rows_name, narrow, dtype)
+def _step(block: Block, table: Table, rows_name: str) -> lloyd.Partial:
+    return step_block(block, table.scorer(), rows_name)
 
 
 @left_on_device

@@ -7,6 +7,7 @@ remembered, so that it does not matter which worker gets a block, or whether one
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -33,7 +34,9 @@ MOVES_KEPT = 16
 _lock = threading.Lock()
 _reading = threading.Lock()
 _moving = threading.Lock()
+_making = threading.RLock()
 _scorers: "OrderedDict[Table, Scorer]" = OrderedDict()
+_made: "dict[tuple[Table, Hashable], Any]" = {}
 _moves: "OrderedDict[tuple[int, int], _Moves]" = OrderedDict()
 _entries: "OrderedDict[tuple[str, int], _Entry]" = OrderedDict()
 _used = 0
@@ -56,10 +59,19 @@ class Table:
             found = _scorers.get(self)
             if found is None:
                 _scorers.clear()  # one at a time: those of a finished pass are not needed any more
+                _made.clear()
                 directions = None if self.directions is None else read_directions(self.directions)
                 found = Scorer(read_centroids(self.url), self.metric, directions=directions)
                 _scorers[self] = found
         return at_hand(found)
+
+    def kept(self, name: Hashable, make: Callable[[], Any]) -> Any:
+        """Return what ``make()`` returned in this process: called once, as long as no other table comes."""
+        with _making:
+            key = self, name
+            if key not in _made:
+                _made[key] = make()
+            return _made[key]
 
 
 def read_centroids(url: str) -> np.ndarray:
@@ -124,19 +136,14 @@ def assign_block(block: Any, scorer: Scorer, rows_name: str, narrow: Any = None)
 
 
 @left_on_device
-def step_block(
-    block: Any, scorer: Scorer, rows_name: str, narrow: Any = None, dtype: Any = np.float64
-) -> Partial:
-    """Return what a block's rows contribute to the update of the centroids; arguments as above.
-
-    ``dtype`` is what rows are added up in, see :func:`daskcurate.kernels.lloyd.segment_sums`.
-    """
+def step_block(block: Any, scorer: Scorer, rows_name: str) -> Partial:
+    """Return what a block's rows contribute to the update of the centroids; arguments as above."""
     before = _recall(block, scorer, rows_name)
     last = moves = None
     if before is not None:
         last = Last(before.assignment, before.partial)
         moves = _moved(before.centroids, scorer.centroids)
-    found = step_chunk(block.rows, scorer, last, moves, dtype, _leading(narrow))
+    found = step_chunk(block.rows, scorer, last, moves)
     _keep(block, scorer, rows_name, found.assignment, found.partial)
     assert found.partial is not None
     return found.partial

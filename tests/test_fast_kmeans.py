@@ -115,27 +115,30 @@ def test_resampled_rows_are_looked_at_in_the_pool_s_directions(client, pool, tmp
         pytest.param("fast", texts_like, lambda saved: saved["iteration"] == 1, marks=pytest.mark.slow),
         ("fast", texts_like, lambda saved: saved["iteration"] == 3),
         ("two-level", texts_like, lambda saved: saved["iteration"] == 2),
-        ("fast", with_leading_directions, lambda saved: saved["in_narrow"] and saved["iteration"] == 2),
-        ("fast", with_leading_directions, lambda saved: not saved["in_narrow"] and saved["passes_left"]),
-        ("fast", with_leading_directions, lambda saved: not (saved["in_narrow"] or saved["passes_left"])),
-        ("fast", with_leading_directions, lambda saved: saved.get("exact") == 1),
-        ("two-level", with_leading_directions, lambda saved: not saved["in_narrow"]),
+        ("fast", with_leading_directions, lambda saved: saved["iteration"] == 2),
+        ("fast", with_leading_directions, lambda saved: saved["iteration"] == saved["end"] - 3),
+        ("fast", with_leading_directions, lambda saved: saved["iteration"] == saved["end"] - 1),
+        ("fast", with_leading_directions, lambda saved: saved["iteration"] == saved["end"]),
+        ("two-level", with_leading_directions, lambda saved: saved["iteration"] == saved["end"]),
     ],
-    ids=["1", "3", "two-level", "in directions", "widened", "wide", "exact", "two-level widened"],
+    ids=["1", "3", "two-level", "in directions", "all", "last", "end", "two-level end"],
 )
 def test_an_interrupted_run_ends_with_the_same_bits(
     client, pool, tmp_path, monkeypatch, algorithm, rows, is_last
 ):
     emb = pool(rows(2, n=3000), chunk_rows=400)
     node = dc.kmeans(emb, 200, algorithm=algorithm, n_iters=12, seed=7)
-    passes, run_pass, plain = [], fast_loop._restricted, StageRun.save
-    monkeypatch.setattr(fast_loop, "_restricted", lambda *args: passes.append(1) or run_pass(*args))
+    passes, start_pass, plain = [], fast_loop._start_pass, StageRun.save
+    monkeypatch.setattr(fast_loop, "_start_pass", lambda *args: passes.append(args) or start_pass(*args))
     whole = dc.compute(node, store=tmp_path / "whole.zarr")
     whole_passes = len(passes)
 
+    saved = {}
+
     def save(self, **checkpoint):
         plain(self, **checkpoint)
-        if is_last(checkpoint):
+        if "end" in checkpoint and is_last(checkpoint):
+            saved.update(checkpoint)
             raise KeyboardInterrupt
 
     monkeypatch.setattr(StageRun, "save", save)
@@ -143,7 +146,8 @@ def test_an_interrupted_run_ends_with_the_same_bits(
         dc.compute(node, store=tmp_path / "run.zarr")
     monkeypatch.setattr(StageRun, "save", plain)
     resumed = dc.compute(node, store=tmp_path / "run.zarr")
-    assert len(passes) - whole_passes == whole_passes  # none was run twice
+    under_way = int(saved["iteration"] < saved["end"])  # when the run was interrupted
+    assert len(passes) - whole_passes == whole_passes + under_way  # no other was run twice
     for name in ("centroids", "labels", "distances", "sizes"):
         np.testing.assert_array_equal(np.asarray(getattr(whole, name)), np.asarray(getattr(resumed, name)))
 

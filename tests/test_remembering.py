@@ -6,6 +6,7 @@ from oracles import blobs
 from daskcurate import remembering
 from daskcurate.kernels.assign import Scorer, assign
 from daskcurate.rows import Block
+from daskcurate.store import write_scratch
 
 
 def test_a_remembered_pass_gives_the_same_bits(monkeypatch):
@@ -84,3 +85,17 @@ def test_moves_are_computed_once_for_all_blocks(monkeypatch):
             found = remembering.assign_block(block, scorer, "rows of moves").labels
             np.testing.assert_array_equal(found, assign(block.rows, scorer).labels)
         assert len(calls) == turn
+
+
+def test_what_belongs_to_a_table_is_made_once_and_goes_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(remembering, "_scorers", type(remembering._scorers)())
+    monkeypatch.setattr(remembering, "_made", {})
+    tables = []
+    for number in range(2):
+        write_scratch(str(tmp_path / f"{number}"), blobs(number)[:4])
+        tables.append(remembering.Table(str(tmp_path / f"{number}"), "l2", "run"))
+    calls = []
+    for table, name in ((0, "a"), (0, "a"), (0, "b"), (1, "a"), (1, "a"), (0, "a")):
+        tables[table].scorer()
+        assert tables[table].kept(name, lambda key=(table, name): calls.append(key) or key) == (table, name)
+    assert calls == [(0, "a"), (0, "b"), (1, "a"), (0, "a")]

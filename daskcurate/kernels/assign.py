@@ -203,22 +203,6 @@ class Scorer:
             slack = slack + np.float32(4e-6)  # centroids are of unit length but for this
         return Tile(rows, squares, error, slack)
 
-    def buffer(self, count: int) -> Array:
-        """Return room for ``count`` rows made ready, for :meth:`gather`."""
-        held = self.xp.empty((count, self.table.shape[1]), dtype=np.float32)
-        if self.metric != "cosine":
-            held[:, -1] = 1
-        return held
-
-    def gather(self, x: Array, rows: Array, held: Array) -> Array:
-        """Return the given rows of ``x`` made ready for a product with the table, in ``held``."""
-        out = held[: len(rows)]
-        if self.metric == "cosine":
-            self.xp.take(x, rows, axis=0, out=out)
-        else:
-            self.xp.subtract(x[rows], self.shift, out=out[:, :-1])
-        return out
-
     def lower(self, tile: Tile, score: Array) -> Array:
         """Return a lower bound of the distance that belongs to a score."""
         square = self.xp.maximum(tile.squares - 2 * score - tile.slack, 0)

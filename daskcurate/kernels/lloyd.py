@@ -13,10 +13,9 @@ import numpy as np
 import scipy.sparse as sparse
 
 from daskcurate.arrays import Array, launch, namespace_of, row_dots, row_squares, to_host
-from daskcurate.kernels.assign import Assignment, Scorer, assign
+from daskcurate.kernels.assign import Assignment, Scorer, assign, unit_rows
 from daskcurate.kernels.bounded import reassign
 from daskcurate.kernels.distances import own_distances, squared
-from daskcurate.kernels.leading import Leading
 from daskcurate.kernels.threads import spread
 
 SHARED_CLUSTERS = 128
@@ -26,6 +25,9 @@ RUN_ROWS = 2048
 OVER_RELAXATION = 1.7
 """How far updates go that are not to be Lloyd's: 1 is to the mean, further converges in fewer passes; below 2 the
 objective of the given assignment falls all the same."""
+
+MOMENTUM = 0.8
+"""Share of its last move that a centroid goes on, where updates are accelerated."""
 
 
 class Partial(NamedTuple):
@@ -122,8 +124,6 @@ def step_chunk(
     scorer: Scorer,
     last: Last | None = None,
     moves: Array | None = None,
-    dtype: Any = np.float64,
-    leading: Leading | None = None,
 ) -> Last:
     """Return what the rows ``x`` (m, d) contribute to the update of the scorer's centroids.
 
@@ -134,21 +134,17 @@ def step_chunk(
         result is the same to the bit.
     moves
         (k,) float64: how far each centroid has moved since.
-    dtype
-        What the rows of a cluster are added up in, as for :func:`segment_sums`; that of the last pass too.
-    leading
-        The rows in the scorer's leading directions, as for :func:`daskcurate.kernels.assign.assign`.
     """
     k = scorer.centroids.shape[0]
     if last is None or moves is None:
-        assignment = assign(x, scorer, leading)
-        sums, counts = segment_sums(x, assignment.labels, k, dtype=dtype)
+        assignment = assign(x, scorer)
+        sums, counts = segment_sums(x, assignment.labels, k)
         return Last(assignment, Partial(sums, counts, sum_of_squares(x)))
-    assignment = reassign(x, scorer, last.assignment, moves, leading)
+    assignment = reassign(x, scorer, last.assignment, moves)
     if last.partial is None:
-        sums, counts = segment_sums(x, assignment.labels, k, dtype=dtype)
+        sums, counts = segment_sums(x, assignment.labels, k)
         return Last(assignment, Partial(sums, counts, sum_of_squares(x)))
-    sums, counts = segment_sums(x, assignment.labels, k, (last.assignment.labels, last.partial), dtype)
+    sums, counts = segment_sums(x, assignment.labels, k, (last.assignment.labels, last.partial))
     return Last(assignment, Partial(sums, counts, last.partial.squares))
 
 
@@ -215,6 +211,25 @@ def finalize(total: Partial, centroids: Array, metric: str, step: float = 1.0) -
             alive &= length > 0
             updated /= xp.where(alive, length, 1)[:, None]
     return xp.where(alive[:, None], updated, centroids).astype(np.float32)
+
+
+def accelerated(total: Partial, centroids: Array, before: Array, metric: str) -> Array:
+    """Return centroids (k, d) float32 that moved beyond the means of their rows, with a share of their last move.
+
+    That is the heavy-ball method (Polyak 1964). In passes over embeddings it does not only converge faster, it gets
+    past poor solutions as well.
+
+    Parameters
+    ----------
+    before
+        (k, d) float32: the centroids of the last pass.
+    """
+    updated = finalize(total, centroids, metric, OVER_RELAXATION)
+    alive = (total.counts > 0)[:, None]
+    updated += namespace_of(centroids).where(
+        alive, np.float32(MOMENTUM) * (centroids - before), np.float32(0)
+    )
+    return unit_rows(updated) if metric == "cosine" else updated
 
 
 class Farthest(NamedTuple):

@@ -107,10 +107,6 @@ def test_bounded_passes_with_directions_find_the_same(monkeypatch):
     labels, others = oracle(x, moved, "l2")
     np.testing.assert_array_equal(again.labels, labels)
     assert (again.second <= others * (1 + 1e-6) + 1e-6).all()
-    step = lloyd.step_chunk(x, scorer, leading=own)
-    np.testing.assert_array_equal(
-        step.partial.sums, lloyd.step_chunk(x, assign.Scorer(moved, "l2")).partial.sums
-    )
 
 
 def test_they_hold_the_share_asked_for_and_no_more_than_needed(xp):

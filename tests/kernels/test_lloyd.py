@@ -221,3 +221,24 @@ def test_tile_rows_depend_on_k_alone():
     assert assign.tile_rows(1) == 1024
     assert assign.tile_rows(10**7) == 256
     assert assign.tile_rows(0) == 1024
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_accelerated_updates_go_beyond_the_means_and_on_as_before(xp, metric):
+    rng = np.random.default_rng(0)
+    x, centroids, before = (assign.unit_rows(rng.standard_normal((m, 4))) for m in (60, 5, 5))
+    labels = rng.integers(0, 4, 60).astype(np.int32)  # the last cluster has no rows
+    sums, counts = lloyd.segment_sums(xp.asarray(x), xp.asarray(labels), 5)
+    total = lloyd.Partial(sums, counts, 0.0)
+    found = to_host(lloyd.accelerated(total, *map(xp.asarray, (centroids, before)), metric)).astype(
+        np.float64
+    )
+    for j in range(5):
+        mean = x[labels == j].astype(np.float64).mean(axis=0) if j < 4 else centroids[j].astype(np.float64)
+        mean = mean / np.linalg.norm(mean) if metric == "cosine" else mean
+        moved = centroids[j] + lloyd.OVER_RELAXATION * (mean - centroids[j])
+        moved = moved / np.linalg.norm(moved) if metric == "cosine" else moved
+        if j < 4:
+            moved = moved + lloyd.MOMENTUM * (centroids[j].astype(np.float64) - before[j])
+        moved = moved / np.linalg.norm(moved) if metric == "cosine" else moved
+        np.testing.assert_allclose(found[j], moved, atol=1e-5)

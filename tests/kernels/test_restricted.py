@@ -5,7 +5,7 @@ import pytest
 
 from daskcurate.arrays import to_host
 from daskcurate.kernels import assign
-from daskcurate.kernels.restricted import Listed, Lists, list_size, make_lists, nearest_listed
+from daskcurate.kernels.restricted import Listed, Lists, list_of_all, list_size, make_lists, nearest_listed
 
 
 def blobs(seed, n, d, centres):
@@ -53,6 +53,29 @@ def test_lists_of_all_centroids_are_exact():
     assert lists.members.shape[1] == 100
     found = nearest_listed(x, assign.Scorer(centroids, "l2"), lists)
     np.testing.assert_array_equal(found.labels, assign.nearest(x, centroids, "l2"))
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_one_list_of_all_compares_each_row_with_every_centroid(xp, metric):
+    x, centroids = blobs(6, 700, 5, 20), blobs(7, 90, 5, 20)
+    if metric == "cosine":
+        x, centroids = assign.unit_rows(x), assign.unit_rows(centroids)
+    lists, scorer = list_of_all(xp.asarray(centroids)), assign.Scorer(xp.asarray(centroids), metric)
+    before = np.random.default_rng(0).integers(0, 90, 700).astype(np.int32)
+    exact = assign.nearest(x, centroids, metric)
+    for labels in (None, xp.asarray(before)):
+        found = nearest_listed(xp.asarray(x), scorer, lists, labels)
+        np.testing.assert_array_equal(to_host(found.labels), exact)
+
+
+def test_rows_far_from_the_origin_are_compared_as_near_it():
+    x, centroids = blobs(8, 500, 5, 20), blobs(9, 200, 5, 20)
+    far = np.float32(3000)
+    near, moved = (
+        nearest_listed(x + shift, assign.Scorer(centroids + shift, "l2"), list_of_all(centroids)).labels
+        for shift in (0 * far, far)
+    )
+    assert (near == moved).mean() > 0.98  # float32 rounds the numbers themselves to 1e-4
 
 
 def test_most_rows_find_their_nearest_centroid():
