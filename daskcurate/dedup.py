@@ -168,10 +168,14 @@ class SemanticDedup(Selection):
             run.note(0.1, "compare rows")
             shares = share_tasks(run, members, key, config.rule, config.eps)
             run.tasks += len(shares)
+            # by a task of each worker as well: to write many small chunks is mostly Python's work
+            step = members.chunk_rows * -(-len(members.ranges) // len(shares))
+            starts = range(0, members.n_rows, step)
             writes = [
-                run.task_alone(
-                    _write_whole, members, shares, urls, config.eps, name="write-matches", key="all"
+                run.task(
+                    _write_shares, members, shares, i, step, urls, config.eps, name="write-matches", key=i
                 )
+                for i in starts
             ]
         else:
             run.note(0.05, "order rows")
@@ -210,14 +214,18 @@ def pairs_within(sizes: np.ndarray) -> int:
     return int((sizes.astype(object) * (sizes.astype(object) - 1) // 2).sum()) if len(sizes) else 0
 
 
-def _write_whole(members: Members, shares: list[Share], urls: list[str], eps: float) -> int:
+def _write_shares(
+    members: Members, shares: list[Share], start: int, step: int, urls: list[str], eps: float
+) -> int:
+    """Write what was found of rows from ``start`` on, ``step`` of them at most."""
+    stop = min(start + step, members.n_rows)
     similarity = np.full(members.n_rows, np.nan, np.float32)
     match = np.full(members.n_rows, -1, np.int64)
     inside = np.zeros(members.n_rows, bool)
     for share in shares:
         similarity[share.numbers], match[share.numbers] = share.similarity, share.match
         inside[share.numbers] = True
-    return _write(inside, 0, similarity, match, urls, eps)
+    return _write(inside[start:stop], start, similarity[start:stop], match[start:stop], urls, eps)
 
 
 def _write_chunk(
