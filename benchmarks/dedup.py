@@ -4,7 +4,8 @@ Prints the rate of matrix products, then a Markdown table: seconds (the median o
 and the share of the pool's duplicates that each finds. Brute force is the product of every pair of rows, without
 bound or sketches; of large pools a part of it is timed and the rest reckoned. What is found is checked against
 all pairs (one cluster, so no bound), bit for bit. Of dedup within clusters a second table says how near it comes to
-its limits, measured in the same run: the products of clusters of the same sizes, and reading the rows.
+its limits, measured in the same run: the products of clusters of the same sizes, what each row takes whatever it is
+compared with (its values in float64, its length, scaling, one similarity in float64), and reading the rows.
 """
 
 import argparse
@@ -22,11 +23,13 @@ from distributed import Client
 from threadpoolctl import threadpool_limits
 
 import daskcurate as dc
+from daskcurate.kernels.blas import own_products
 from daskcurate.kernels.pool_matches import NearestEarlier, nearest_into
 from daskcurate.kernels.pool_pairs import PoolBlock, compare, row_norms
-from daskcurate.kernels.similarity import match_clusters
+from daskcurate.kernels.similarity import BATCH_ROWS, match_clusters
+from daskcurate.kernels.tiles import Room, prepare_each
 from daskcurate.local_cluster import make_local_cluster
-from daskcurate.tasks import one_blas_thread
+from daskcurate.tasks import keep_freed_memory, one_blas_thread
 
 BLOCK = 8192
 """Rows of a block of brute force."""
@@ -69,18 +72,41 @@ def gemm_rate(m: int, n: int, d: int) -> float:
     return 2 * m * n * d / statistics.median(times)
 
 
-def cluster_products(sizes: list[int], d: int, triangle: bool) -> float:
+def cluster_products(sizes: list[int], d: int, way: str) -> float:
     """Return the seconds of the products of clusters of these sizes with themselves on one thread, the best of 3.
 
-    As full squares, or as triangles: NumPy computes half of the product of an array with itself, and copies it.
+    ``squares``; ``triangles``: NumPy computes half of the product of an array with itself, and copies it;
+    ``halves``: without that copy, as dedup does.
     """
     a = np.random.default_rng(0).standard_normal((max(sizes), d), dtype=np.float32)
-    b, out, best = a if triangle else a.copy(), np.empty(max(sizes) ** 2, np.float32), np.inf
+    b, out, best = a.copy() if way == "squares" else a, np.empty(max(sizes) ** 2, np.float32), np.inf
     with threadpool_limits(1, user_api="blas"):
         for _ in range(3):
             started = time.perf_counter()
             for m in sizes:
-                np.matmul(a[:m], b[:m].T, out=out[: m * m].reshape(m, m))
+                tile = out[: m * m].reshape(m, m)
+                if way == "halves":
+                    own_products(a[:m], tile)
+                else:
+                    np.matmul(a[:m], b[:m].T, out=tile)
+            best = min(best, time.perf_counter() - started)
+    return best
+
+
+def row_passes(rows: Any, numbers: list[np.ndarray]) -> float:
+    """Return the seconds of what each row costs whatever it is compared with, on one thread, the best of 3.
+
+    Its float32 and float64 values, its length, scaling, and one similarity in float64.
+    """
+    held, best = rows.read(0, rows.shape[0])[np.concatenate(numbers)], np.inf
+    other = np.random.default_rng(0).integers(0, BATCH_ROWS, len(held))
+    with one_blas_thread():
+        for _ in range(3):
+            started, room = time.perf_counter(), Room(np)
+            for lo in range(0, len(held), BATCH_ROWS):
+                part = held[lo : lo + BATCH_ROWS]
+                block = prepare_each(part, [0, len(part)], room)
+                block.exact(slice(0, len(part)), block, other[lo : lo + len(part)] % len(part))
             best = min(best, time.perf_counter() - started)
     return best
 
@@ -110,9 +136,10 @@ def kernel_seconds(rows: Any, numbers: list[np.ndarray], eps: float) -> float:
 
 def limits_within(client: Client, emb: dc.Embeddings, labels: np.ndarray, eps: float) -> dict[str, float]:
     """Return the seconds of what dedup within clusters cannot do without, and of its kernel: all threads at once."""
+    client.run(keep_freed_memory)  # as tasks of the package do
     threads = sum(client.nthreads().values())
     by_cluster = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1])
-    members = [numbers for numbers in by_cluster if len(numbers)]
+    members = sorted((numbers for numbers in by_cluster if len(numbers)), key=len, reverse=True)
     shares = [members[i::threads] for i in range(threads)]
     sizes = [[len(numbers) for numbers in share] for share in shares]
     step = emb.chunk_rows
@@ -122,8 +149,14 @@ def limits_within(client: Client, emb: dc.Embeddings, labels: np.ndarray, eps: f
         return max(client.gather(client.map(function, *items, pure=False)))
 
     return {
-        "products, full squares": slowest(cluster_products, sizes, [emb.dim] * threads, [False] * threads),
-        "products, triangles": slowest(cluster_products, sizes, [emb.dim] * threads, [True] * threads),
+        "products, full squares": slowest(
+            cluster_products, sizes, [emb.dim] * threads, ["squares"] * threads
+        ),
+        "products, triangles": slowest(cluster_products, sizes, [emb.dim] * threads, ["triangles"] * threads),
+        "triangles without a copy": slowest(
+            cluster_products, sizes, [emb.dim] * threads, ["halves"] * threads
+        ),
+        "what each row takes": slowest(row_passes, [emb.rows] * threads, shares),
         "reading the rows": slowest(
             read_chunks, [emb.rows] * threads, [spans[i::threads] for i in range(threads)]
         ),

@@ -107,19 +107,33 @@ def _pinned(cupy: Any) -> list[Any]:
     return [cupy.cuda.alloc_pinned_memory(PINNED_BYTES) for _ in range(2)]
 
 
-def to_float32(x: Array) -> Array:
-    """Return a copy of ``x`` in float32.
+def to_float32(x: Array, out: Array | None = None) -> Array:
+    """Return a copy of ``x`` in float32, in ``out`` if given.
 
-    NumPy widens float16 one by one; a table of its 65 536 values takes less than half the time.
+    NumPy widens float16 one by one. Here the bits are moved to their places, many at a time: it takes a quarter of
+    the time. The exponent is then too small by 112, subnormal or not.
     """
-    if x.dtype == np.float16 and namespace_of(x) is np:
-        return np.take(_halves(), x.view(np.uint16), mode="wrap")
-    return x.astype(np.float32)
+    out = namespace_of(x).empty(x.shape, np.float32) if out is None else out
+    if x.dtype != np.float16 or namespace_of(x) is not np or _has_infinite(x):
+        namespace_of(x).copyto(out, x)
+        return out
+    bits = out.view(np.int32)
+    np.copyto(bits, x.view(np.int16))
+    bits <<= 13
+    bits &= _SIGN_AND_REST
+    out *= np.float32(2.0**112)
+    return out
 
 
-@cache
-def _halves() -> np.ndarray:
-    return np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+def _has_infinite(x: Array) -> bool:
+    """Return whether float16 values have infinity or NaN among them."""
+    least = 0x7C00  # the bits of infinity
+    return x.view(np.int16).max(initial=0) >= least or x.view(np.uint16).max(initial=0) >= least + (1 << 15)
+
+
+_SIGN_AND_REST = np.int32(
+    -0x70002000
+)  # 0x8fffe000: the sign is at the front, and three copies of it after it
 
 
 def row_dots(a: Array, b: Array) -> Array:
@@ -129,8 +143,8 @@ def row_dots(a: Array, b: Array) -> Array:
     add up in an order that depends on how a row is aligned.
     """
     xp = namespace_of(a)
-    if xp is np:
-        return np.einsum("ij,ij->i", a, b)
+    if xp is np:  # BLAS adds up in one order, wherever the rows start; in float64 twice as fast as einsum
+        return np.vecdot(a, b) if a.dtype == b.dtype == np.float64 else np.einsum("ij,ij->i", a, b)
     out = xp.empty(a.shape[0], a.dtype)
     if not len(out):
         return out

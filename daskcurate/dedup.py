@@ -16,7 +16,7 @@ from daskcurate.kernels.draws import derive_seed
 from daskcurate.kernels.similarity import TILE, is_duplicate
 from daskcurate.kernels.threads import spread
 from daskcurate.kmeans import Clustering
-from daskcurate.matching import MATCHES, fits_one_task, match_clusters, match_in_memory
+from daskcurate.matching import MATCHES, Share, fits_shares, match_clusters, share_tasks
 from daskcurate.members import (
     Members,
     SortKey,
@@ -80,7 +80,7 @@ class SemanticDedup(Selection):
             members = Members.of(clustering, within)
             pairs = take_survey(members, clustering.sizes, config.eps).pairs
         equal = np.full(clustering.n_clusters, len(emb) / max(1, clustering.n_clusters))
-        whole = config.scope == "cluster" and fits_one_task(
+        whole = config.scope == "cluster" and fits_shares(
             limits, len(emb), equal, emb.dim, emb.dtype.itemsize
         )
         return dedup_plan(
@@ -154,7 +154,8 @@ class SemanticDedup(Selection):
         config = self.config
         members = Members.of(self.inputs["clustering"], self.within)
         run.note(0.02, "count rows")
-        sizes = cluster_sizes(run, members)
+        known = members.mask_url is None  # of all rows, the clustering has counted them
+        sizes = self.inputs["clustering"].sizes if known else cluster_sizes(run, members)
         scores = self.inputs.get("score")
         score_url = None if scores is None else write_scores(run, members, scores.values)
         key = SortKey.for_keep(config.keep, derive_seed(config.seed, "dedup"), score_url)
@@ -162,12 +163,18 @@ class SemanticDedup(Selection):
         urls = [run.declare(name, (members.n_rows,), members.chunk_rows) for name in names]
         emb, across = self.inputs["emb"], config.scope == "global"
         figures = {"pairs": pairs_within(sizes)}
-        if not across and fits_one_task(run.limits, members.n_rows, sizes, emb.dim, emb.dtype.itemsize):
+        if not across and fits_shares(run.limits, members.n_rows, sizes, emb.dim, emb.dtype.itemsize):
             run.note(0.1, "compare rows")
+            shares = share_tasks(run, members, key, config.rule, config.eps)
+            run.tasks += len(shares)
+            # by a task of each worker as well: to write many small chunks is mostly Python's work
+            step = members.chunk_rows * -(-len(members.ranges) // len(shares))
+            starts = range(0, members.n_rows, step)
             writes = [
-                run.task_alone(
-                    _match_whole, members, key, config.rule, config.eps, urls, name="dedup-compare"
+                run.task(
+                    _write_shares, members, shares, i, step, urls, config.eps, name="write-matches", key=i
                 )
+                for i in starts
             ]
         else:
             run.note(0.05, "order rows")
@@ -204,9 +211,18 @@ def pairs_within(sizes: np.ndarray) -> int:
     return int((sizes.astype(object) * (sizes.astype(object) - 1) // 2).sum()) if len(sizes) else 0
 
 
-def _match_whole(members: Members, key: SortKey, rule: str, eps: float, urls: list[str]) -> int:
-    found, inside = match_in_memory(members, key, rule, eps)
-    return _write(inside, 0, found.similarity, found.position, urls, eps)
+def _write_shares(
+    members: Members, shares: list[Share], start: int, step: int, urls: list[str], eps: float
+) -> int:
+    """Write what was found of rows from ``start`` on, ``step`` of them at most."""
+    stop = min(start + step, members.n_rows)
+    similarity = np.full(members.n_rows, np.nan, np.float32)
+    match = np.full(members.n_rows, -1, np.int64)
+    inside = np.zeros(members.n_rows, bool)
+    for share in shares:
+        similarity[share.numbers], match[share.numbers] = share.similarity, share.match
+        inside[share.numbers] = True
+    return _write(inside[start:stop], start, similarity[start:stop], match[start:stop], urls, eps)
 
 
 def _write_chunk(

@@ -60,12 +60,14 @@ def cut(sizes: np.ndarray, limit: int) -> Cuts:
 
 
 WHOLE_OPERATIONS = 50_000_000_000
-"""Work of each thread, some tenths of a second to a second, up to which one task compares the rows of a small pool:
-to regroup them over the cluster would take longer."""
+"""Work of each thread, some tenths of a second to a second, up to which the rows of a small pool are not regrouped
+over the cluster, which would take longer: a task of each worker reads all of them, and compares its share."""
+SHARES = 8
+"""Such tasks, at most: each reads the whole pool."""
 
 
-def fits_one_task(limits: Limits, n_rows: int, sizes: np.ndarray, dim: int, itemsize: int) -> bool:
-    """Return whether :func:`match_in_memory` compares the rows of a pool of ``n_rows``, rather than many tasks.
+def fits_shares(limits: Limits, n_rows: int, sizes: np.ndarray, dim: int, itemsize: int) -> bool:
+    """Return whether :func:`match_share` compares the rows of a pool of ``n_rows``, rather than many tasks.
 
     The result is the same to the bit. No cluster may be so large that one thread is left with it.
     """
@@ -81,16 +83,42 @@ _TURN_ROWS = 2048
 """Rows of the clusters that a thread compares in turn: enough that turns cost nothing, few beside a small pool."""
 
 
-def match_in_memory(members: Members, key: SortKey, rule: str, eps: float) -> tuple[EarlierMatch, np.ndarray]:
-    """Return the match of every row of the pool within its cluster: similarity (n,), and row number (n,).
+class Share(NamedTuple):
+    """The matches of some rows of a pool."""
 
-    Rows without a cluster, or without an earlier row in it, have -1 and -1. Also bool (n,): which have a cluster.
+    numbers: np.ndarray
+    """(m,) the rows."""
+    similarity: np.ndarray
+    match: np.ndarray
+    """(m,) row numbers; -1 where there is no earlier row."""
+
+
+def share_tasks(run: Any, members: Members, key: SortKey, rule: str, eps: float) -> list[Delayed]:
+    """Return lazy tasks, one a worker, that match the rows of all clusters (see :func:`match_share`)."""
+    limits = run.limits
+    parts = 1 if limits.on_gpu else min(limits.n_workers, SHARES)
+    threads = 1 if limits.on_gpu else max(limits.threads_per_worker, limits.host_threads // parts)
+    return [
+        run.task_on(
+            i, match_share, members, key, rule, eps, i, parts, name="dedup-compare", key=i, threads=threads
+        )
+        for i in range(parts)
+    ]
+
+
+def match_share(members: Members, key: SortKey, rule: str, eps: float, part: int, parts: int) -> Share:
+    """Return the match of every row of some clusters, one of ``parts`` shares of about equal work.
+
+    A worker process each: threads of one would wait for each other wherever NumPy is called.
     """
-    labels, keys = load_labels(members, 0, members.n_rows), key.load_all(members)
-    inside = np.flatnonzero(labels >= 0)
-    order = inside[np.lexsort((keys[inside], labels[inside]))]
+    labels = load_labels(members, 0, members.n_rows)
+    place, owner = _places(labels, members.n_clusters, parts)
+    inside = np.flatnonzero((owner == part)[labels] & (labels >= 0))
+    place = place[labels[inside]]
+    order = np.lexsort((key.load_all(members)[inside], place))
+    place, order = place[order], inside[order]
     rows = _read_in_order(members, order)
-    edges = _edges_of(labels[order])
+    edges = _edges_of(place)
     found = EarlierMatch(np.empty(len(order), np.float32), np.empty(len(order), np.int64))
 
     def compare(first: int, last: int) -> None:
@@ -102,10 +130,21 @@ def match_in_memory(members: Members, key: SortKey, rule: str, eps: float) -> tu
 
     turns = kernel.batches(edges, _TURN_ROWS)
     spread(compare, [first for first, _ in turns], [last for _, last in turns])
-    similarity, match = np.full(len(labels), -1, np.float32), np.full(len(labels), -1, np.int64)
-    similarity[order] = found.similarity
-    match[order] = _row_numbers(found, order, edges)
-    return EarlierMatch(similarity, match), labels >= 0
+    return Share(order, found.similarity, _row_numbers(found, order, edges))
+
+
+def _places(labels: np.ndarray, n_clusters: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return each cluster's place among them, the largest first, and the part that compares its rows, (k,) each.
+
+    Clusters of about one size are neighbours, which the kernel looks at together. Parts take turns, to and fro.
+    """
+    sizes = np.bincount(labels[labels >= 0], minlength=n_clusters)
+    order = np.argsort(-sizes, kind="stable")
+    place, owner = np.empty_like(order), np.empty_like(order)
+    turn = np.arange(len(order))
+    place[order] = turn
+    owner[order] = np.minimum(turn % (2 * parts), 2 * parts - 1 - turn % (2 * parts))
+    return place, owner
 
 
 def _read_in_order(members: Members, order: np.ndarray) -> np.ndarray:

@@ -100,14 +100,16 @@ class StageRun:
         self.limits = cluster_limits(client)
         self._threads = worker_threads(client)
 
-    def task(self, function: Callable[..., Any], *args: Any, name: str, key: Any = 0) -> Delayed:
+    def task(
+        self, function: Callable[..., Any], *args: Any, name: str, key: Any = 0, threads: int = 1
+    ) -> Delayed:
         """Return a lazy task called ``name`` in the dashboard; ``key`` tells it from its siblings."""
-        return task(function, *args, name=name, key=f"{self.token}-{key}")
+        return task(function, *args, name=name, key=f"{self.token}-{key}", threads=threads)
 
     def task_alone(self, function: Callable[..., Any], *args: Any, name: str, key: Any = 0) -> Delayed:
         """Return a task as :meth:`task` does, for a step in which no other runs: it may use its host's cores."""
         threads = 1 if self.limits.on_gpu else self.limits.host_threads
-        return task(function, *args, name=name, key=f"{self.token}-{key}", threads=threads)
+        return self.task(function, *args, name=name, key=key, threads=threads)
 
     def gather(self, tasks: Sequence[Delayed], step: str = "") -> list[Any]:
         """Run tasks and return their results, which must be small."""
@@ -126,7 +128,13 @@ class StageRun:
             return self.client.gather(list(started))
 
     def task_on(
-        self, place: int, function: Callable[..., Any], *args: Any, name: str, key: Any = 0
+        self,
+        place: int,
+        function: Callable[..., Any],
+        *args: Any,
+        name: str,
+        key: Any = 0,
+        threads: int = 1,
     ) -> Delayed:
         """Return a task as :meth:`task` does, for the worker thread that is number ``place`` in turn.
 
@@ -135,7 +143,7 @@ class StageRun:
         """
         chosen = self._threads[place % len(self._threads)]
         with dask.annotate(workers=[chosen], allow_other_workers=True):
-            return self.task(function, *args, name=name, key=key)
+            return self.task(function, *args, name=name, key=key, threads=threads)
 
     def persist(self, tasks: Sequence[Delayed], step: str = "") -> list[Delayed]:
         """Run tasks, leave their results on the workers, and return handles to them."""
@@ -214,9 +222,11 @@ class LooseTasks:
     def __init__(self, client: Client):
         self.client, self.token, self.limits = client, uuid.uuid4().hex[:12], cluster_limits(client)
 
-    def task(self, function: Callable[..., Any], *args: Any, name: str, key: Any = 0) -> Delayed:
+    def task(
+        self, function: Callable[..., Any], *args: Any, name: str, key: Any = 0, threads: int = 1
+    ) -> Delayed:
         """Return a lazy task called ``name`` in the dashboard; ``key`` tells it from its siblings."""
-        return task(function, *args, name=name, key=f"{self.token}-{key}")
+        return self.task(function, *args, name=name, key=key, threads=threads)
 
     def gather(self, tasks: Sequence[Delayed]) -> list[Any]:
         """Run tasks and return their results, which must be small; cancel the others where one fails."""

@@ -6,6 +6,7 @@ from oracles import blobs
 
 import daskcurate as dc
 from daskcurate import matching
+from daskcurate.members import Members, SortKey
 
 
 @pytest.mark.parametrize("rule", ["earlier", "greedy", "connected"])
@@ -49,6 +50,40 @@ def test_one_task_agrees_with_brute_force(client, pool, tmp_path):
             expected[j] = (unit[earlier] @ unit[j]).max()
     np.testing.assert_allclose(np.asarray(found.max_similarity), expected, atol=1e-6)
     assert (np.asarray(found.mask) == (np.asarray(found.max_similarity) <= np.float32(0.99))).all()
+
+
+@pytest.mark.parametrize("rule", ["earlier", "greedy", "connected"])
+def test_shares_make_the_whole_to_the_bit(client, pool, rule, tmp_path):
+    x = np.concatenate([blobs(3, n=700, centres=6), blobs(3, n=700, centres=6)[::7]])
+    emb = pool(x, chunk_rows=130)
+    labels = np.random.default_rng(0).integers(-1, 9, len(x))
+    flat = dc.Clustering.from_arrays(emb, np.eye(9, emb.dim, dtype=np.float32) + 1, labels, metric="cosine")
+    members = Members.of(dc.compute(flat, store=tmp_path / "run.zarr"), None)
+    found = []
+    for parts in (1, 2, 3, 20):
+        shares = [
+            matching.match_share(members, SortKey("cosine"), rule, 0.02, part, parts) for part in range(parts)
+        ]
+        number, similarity, match = map(np.concatenate, zip(*shares, strict=True))
+        order = np.argsort(number)
+        assert number[order].tolist() == np.flatnonzero(labels >= 0).tolist()
+        found.append((similarity[order], match[order]))
+    for similarity, match in found[1:]:
+        np.testing.assert_array_equal(similarity, found[0][0])
+        np.testing.assert_array_equal(match, found[0][1])
+
+
+def test_shares_are_of_about_equal_work():
+    rng = np.random.default_rng(0)
+    labels = np.concatenate([np.full(7, -1), rng.zipf(1.7, 20_000).clip(max=999)])
+    for parts in (1, 2, 3, 8):
+        place, owner = matching._places(labels, 1100, parts)
+        sizes = np.bincount(labels[labels >= 0], minlength=1100)
+        assert sorted(place) == list(range(1100))
+        assert (np.diff(sizes[np.argsort(place)]) <= 0).all()
+        work = np.bincount(owner, sizes**2.0, minlength=parts)
+        assert len(work) == parts
+        assert np.ptp(work) <= sizes.max() ** 2
 
 
 def test_no_rows_are_left(client, pool, tmp_path):

@@ -21,7 +21,7 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 
 from daskcurate.arrays import Array, namespace_of, to_host
 from daskcurate.kernels.products import choose, unit_margin
-from daskcurate.kernels.tiles import NEVER, Best, Block, Scores, prepare, prepare_each, rounded
+from daskcurate.kernels.tiles import NEVER, Best, Block, Room, Scores, prepare, prepare_each, rounded
 
 TILE = 1024
 """Rows of a tile: large enough for the matrix product to run at full speed, 4 MiB of float32 a pair."""
@@ -83,8 +83,17 @@ def _earlier(block: Block) -> EarlierMatch:
     best = Best(block, block)
     for b, (lo, hi) in enumerate(block.spans):
         best.sweep(lo, hi, block.spans[:b])
-        best.sweep_own(lo, hi)
+        best.sweep_own([(lo, hi)])
     return _match(best)
+
+
+def _earlier_of_each(block: Block) -> EarlierMatch:
+    """Return the matches within each tile of a block, in place of its cluster; host arrays."""
+    best = Best(block, block)
+    best.sweep_own(block.spans)
+    similarity, position = map(to_host, _match(best))
+    starts, stops = np.array(block.spans).T
+    return EarlierMatch(similarity, np.where(position < 0, -1, position - np.repeat(starts, stops - starts)))
 
 
 def _match(best: Best) -> EarlierMatch:
@@ -167,7 +176,7 @@ def _greedy(block: Block, alive: Array, eps: float) -> tuple[Array, EarlierMatch
         kept_here, blocker = _resolve(block, lo, scores, alive, eps)
         kept[lo:hi] = xp.asarray(kept_here)
         scores[~(xp.tri(hi - lo, k=-1, dtype=bool) & kept[None, lo:hi])] = NEVER
-        best.update(lo, hi, scores, xp.arange(lo, hi))
+        best.update(lo, scores, xp.arange(lo, hi))
         # Of a row removed by a hair, a best found in float64 sums of another order may just not remove it.
         if len(removed := np.flatnonzero(blocker >= 0)):
             best.offer(xp.asarray(removed + lo), xp.asarray(blocker[removed] + lo))
@@ -332,7 +341,7 @@ def connected_matches(edges: Edges, m: int) -> EarlierMatch:
 
 RULES = ("earlier", "greedy", "connected")
 """Which earlier rows of a cluster count: all, those kept, or all that a chain of similar rows leads to."""
-BATCH_ROWS = 256
+BATCH_ROWS = 1024
 """Rows of small clusters that are made ready together: calls cost little, and what they make stays in the cache."""
 
 
@@ -355,12 +364,17 @@ def match_clusters(x: Array, edges: Sequence[int], rule: str, eps: float) -> Ear
         float32 (m,) and int64 (m,); position counts from the start of the cluster.
     """
     similarity, position = np.full(len(x), -1, np.float32), np.full(len(x), -1, np.int64)
+    room = Room(namespace_of(x))
     for first, last in batches(edges, BATCH_ROWS):
         lo, hi = edges[first], edges[last]
         if last - first == 1:
-            blocks: Iterable[Block] = [prepare(x[lo:hi], 0, TILE)]
+            blocks: Iterable[Block] = [prepare(x[lo:hi], 0, TILE, room)]
         else:
-            blocks = prepare_each(x[lo:hi], [edge - lo for edge in edges[first : last + 1]])
+            batch = prepare_each(x[lo:hi], [edge - lo for edge in edges[first : last + 1]], room)
+            if rule == "earlier":
+                similarity[lo:hi], position[lo:hi] = _earlier_of_each(batch)
+                continue
+            blocks = batch.each()
         for block in blocks:
             hi = lo + len(block.raw)
             if hi - lo > 1:

@@ -5,21 +5,37 @@ tell from the best. What is reported of them is computed again in float64 from t
 float32: no result depends, in any bit, on how a product was rounded.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from daskcurate.arrays import Array, namespace_of, row_dots, to_float32
+from daskcurate.kernels.blas import own_products
 from daskcurate.kernels.products import choose, unit_margin
 
 _MANY = 8  # candidates a row, from which on another product is less work than one after another
 NEVER = -9.0
 """Stands for pairs that are not to be compared; below every similarity and every margin."""
 _NONE = -4.0  # the best of a row that has been compared with nothing
-_MASK_ROWS = 1024  # of the mask that is kept
+_GROUP = 1 << 17  # scores of small tiles that are looked at together: half a MiB, which stays in the cache
+_PIECE = 128  # pairs measured at a time, whose rows stay in the cache
+
+
+class Room:
+    """Memory that is used again and again; what is not at hand in the cache costs as much as computing with it."""
+
+    def __init__(self, xp: Any):
+        self._xp, self._held = xp, dict[str, Array]()
+
+    def take(self, name: str, shape: tuple[int, int], dtype: Any) -> Array:
+        """Return an array with any values in it, until the next call with the same name."""
+        size = shape[0] * shape[1]
+        if name not in self._held or len(self._held[name]) < size:
+            self._held[name] = self._xp.empty(size, dtype)
+        return self._held[name][:size].reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -39,16 +55,40 @@ class Block:
     @property
     def margin(self) -> float:
         """More than a float32 product of unit rows and the exact similarity can differ by."""
-        return 2.0**-23 * (self.raw.shape[1] + 8)
+        # adding up in any order, and scaling and rounding the two rows
+        return 2.0**-24 * (1.01 * self.raw.shape[1] + 8)
 
-    def take_wide(self, rows: Any) -> Array:
-        """Return some rows as given in float64."""
-        return self.raw[rows].astype(np.float64) if self.wide is None else self.wide[rows]
+    def each(self) -> Iterator["Block"]:
+        """Yield a block for each tile, which starts at place 0 of a cluster of its own."""
+        for lo, hi in self.spans:
+            own = None if self.rounded is None else self.rounded[lo:hi]
+            wide = None if self.wide is None else self.wide[lo:hi]
+            yield Block(self.raw[lo:hi], self.unit[lo:hi], self.norm[lo:hi], 0, [(0, hi - lo)], own, wide)
+
+    def take_wide(self, rows: Any, room: "Room | None" = None) -> Array:
+        """Return some rows as given in float64, in the memory of ``room`` if given."""
+        if self.wide is None:
+            return self.raw[rows].astype(np.float64)
+        if isinstance(rows, slice):
+            return self.wide[rows]
+        if room is None or namespace_of(self.wide) is not np:
+            return self.wide[rows]
+        # without clipping, which nothing needs, NumPy writes to a copy of ``out`` first
+        out = room.take("wide", (len(rows), self.wide.shape[1]), np.float64)
+        return np.take(self.wide, rows, axis=0, out=out, mode="clip")
 
     def exact(self, rows: Any, other: "Block", columns: Array) -> Array:
         """Return the similarity of pairs (row here, row of ``other``): float64, rounded to float32."""
-        dots = row_dots(self.take_wide(rows), other.take_wide(columns))
-        return rounded(namespace_of(self.raw), dots, self.norm[rows] * other.norm[columns])
+        xp = namespace_of(self.raw)
+        rooms, whole = (Room(xp), Room(xp)), isinstance(rows, slice)
+        dots, step = xp.empty(len(columns), np.float64), _PIECE if xp is np else max(1, len(columns))
+        for at in range(0, len(columns), step):
+            stop = min(at + step, len(columns))
+            mine = slice(rows.start + at, rows.start + stop) if whole else rows[at:stop]
+            dots[at:stop] = row_dots(
+                self.take_wide(mine, rooms[0]), other.take_wide(columns[at:stop], rooms[1])
+            )
+        return rounded(xp, dots, self.norm[rows] * other.norm[columns])
 
     def exact_tile(self, rows: Any, other: "Block", columns: Any) -> Array:
         """Return the similarities of all pairs of some rows here and some of ``other``, by one float64 product.
@@ -77,37 +117,42 @@ def unit_of(raw: Array, narrow: Array, norm: Array) -> Array:
     return narrow
 
 
-def _prepared(x: Array) -> tuple[Array, Array, Array]:
+def _prepared(x: Array, room: Room) -> tuple[Array, Array, Array]:
     """Return rows in float64, with length 1 in float32, and their lengths."""
-    narrow = to_float32(x)
-    wide = narrow.astype(np.float64)
-    norm = namespace_of(x).sqrt(row_dots(wide, wide))
+    xp = namespace_of(x)
+    narrow = to_float32(x, room.take("unit", x.shape, np.float32))
+    xp.copyto(wide := room.take("wide", x.shape, np.float64), narrow)
+    norm = xp.sqrt(row_dots(wide, wide))
     return wide, unit_of(x, narrow, norm), norm
 
 
-def prepare(x: Array, start: int, tile: int) -> Block:
-    """Return a block of rows (m, d), of which the first has place ``start`` in the order of its cluster."""
+def prepare(x: Array, start: int, tile: int, room: Room | None = None) -> Block:
+    """Return a block of rows (m, d), of which the first has place ``start`` in the order of its cluster.
+
+    With ``room``, the block is good until that is used for the next one.
+    """
     xp = namespace_of(x)
+    room = room or Room(xp)
     m, d = x.shape
     edges = [0, *range(tile - start % tile, m, tile), m]
     spans = [(lo, hi) for lo, hi in zip(edges[:-1], edges[1:], strict=True) if hi > lo]
     wide = None
     if len(spans) == 1:
-        wide, unit, norm = _prepared(x)
+        wide, unit, norm = _prepared(x, room)
     else:
         unit, norm = xp.empty((m, d), np.float32), xp.empty(m, np.float64)
         for lo, hi in spans:
-            _, unit[lo:hi], norm[lo:hi] = _prepared(x[lo:hi])
+            _, unit[lo:hi], norm[lo:hi] = _prepared(x[lo:hi], room)
     return Block(x, unit, norm, start, spans, _in_low_precision(unit), wide)
 
 
-def prepare_each(x: Array, edges: list[int]) -> Iterator[Block]:
-    """Yield a block for each of several small clusters, one after another in ``x``: all made ready at once."""
-    wide, unit, norm = _prepared(x)
-    low = _in_low_precision(unit)
-    for lo, hi in zip(edges[:-1], edges[1:], strict=True):
-        own = None if low is None else low[lo:hi]
-        yield Block(x[lo:hi], unit[lo:hi], norm[lo:hi], 0, [(0, hi - lo)], own, wide[lo:hi])
+def prepare_each(x: Array, edges: list[int], room: Room) -> Block:
+    """Return one block of several small clusters, one after another in ``x``: each is a tile of it.
+
+    It is good until ``room`` is used for the next one.
+    """
+    wide, unit, norm = _prepared(x, room)
+    return Block(x, unit, norm, 0, list(pairwise(edges)), _in_low_precision(unit), wide)
 
 
 def _in_low_precision(unit: Array) -> Any:
@@ -116,28 +161,86 @@ def _in_low_precision(unit: Array) -> Any:
 
 
 class Scores:
-    """Float32 products of two tiles, all in the one buffer."""
+    """Float32 products of two tiles, or of several each with itself, all in the one buffer."""
 
     def __init__(self, x: Block, y: Block):
-        widest = [max((hi - lo for lo, hi in block.spans), default=0) for block in (x, y)]
-        self._buffer = namespace_of(x.raw).empty(widest[0] * widest[1], np.float32)
+        self._tiles = x, y
+        self._buffer: Array = None
+
+    def _out(self, rows: int, columns: int) -> Array:
+        if self._buffer is None:
+            widest = [max((hi - lo for lo, hi in block.spans), default=0) for block in self._tiles]
+            size = max(widest[0] * widest[1], _GROUP)
+            self._buffer = namespace_of(self._tiles[0].raw).empty(size, np.float32)
+        return self._buffer[: rows * columns].reshape(rows, columns)
 
     def __call__(self, a: Array, b: Array) -> Array:
         """Return a @ b.T; until the next call."""
-        out = self._buffer[: len(a) * len(b)].reshape(len(a), len(b))
-        return namespace_of(out).matmul(a, b.T, out=out)
+        return namespace_of(a).matmul(a, b.T, out=self._out(len(a), len(b)))
+
+    def earlier(self, rows: Array, sizes: Sequence[int]) -> Array:
+        """Return the products of the rows of tiles, one after another, with the earlier ones of their tile.
+
+        (m, c), where c is the size of the largest tile; ``NEVER`` elsewhere. Until the next call.
+        """
+        if len(sizes) == 1 and namespace_of(rows) is not np:
+            mask_later(scores := self(rows, rows))
+            return scores
+        scores = self._out(len(rows), max(sizes))
+        scores.fill(NEVER)
+        lo = 0
+        for size in sizes:
+            if size > 1:
+                tile = scores[lo : lo + size, :size]
+                own_products(rows[lo : lo + size], tile)
+                np.fill_diagonal(tile, NEVER)
+            lo += size
+        return scores
+
+
+def grouped(spans: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Yield tiles, one after another, that :meth:`Scores.earlier` takes together: of about one size, and not many."""
+    group: list[tuple[int, int]] = []
+    widest = area = 0
+    for lo, hi in spans:
+        wider, larger = max(widest, hi - lo), area + (hi - lo) ** 2
+        padded = wider * (hi - group[0][0]) if group else 0
+        if group and (padded > _GROUP or padded > max(1.25 * larger, _GROUP / 8)):
+            yield group
+            group, wider, larger = [], hi - lo, (hi - lo) ** 2
+        group.append((lo, hi))
+        widest, area = wider, larger
+    if group:
+        yield group
 
 
 def mask_later(scores: Array) -> None:
-    """Set the scores (m, m) of a tile with itself to ``NEVER``, but those of a row with earlier ones."""
-    xp, m = namespace_of(scores), len(scores)
-    mask = _not_earlier()[:m, :m] if xp is np and m <= _MASK_ROWS else ~xp.tri(m, k=-1, dtype=bool)
-    xp.copyto(scores, np.float32(NEVER), where=mask)
+    """Lower the scores (m, m) of a tile with itself to ``NEVER``, but those of a row with earlier ones."""
+    xp = namespace_of(scores)
+    xp.copyto(scores, np.float32(NEVER), where=~xp.tri(len(scores), k=-1, dtype=bool))
 
 
-@cache
-def _not_earlier() -> np.ndarray:
-    return ~np.tri(_MASK_ROWS, k=-1, dtype=bool)
+class Near(NamedTuple):
+    """Which columns may be the best of some rows, one after another."""
+
+    lo: int
+    """The first of the rows."""
+    can: Array
+    """bool (m,): rows whose match can change."""
+    columns: Array
+    """(m,): the only such column of each of them, or the first."""
+    open_rows: Array
+    """(o,): rows with others, too."""
+    others: Array
+    """bool (o, c): the others."""
+    names: Array
+    """(c,): the columns that ``others`` stands for; in each row they start at ``starts``."""
+    starts: Array
+    """(o,)."""
+
+    def pair(self, i: Array, j: Array) -> tuple[Array, Array]:
+        """Return the rows and columns of some of the others."""
+        return self.open_rows[i], self.names[j] + self.starts[i]
 
 
 class Best:
@@ -158,94 +261,155 @@ class Best:
             if of is not None:
                 columns = columns[of[first:last]]
                 unit = x.unit[columns]
-            if len(columns) and not self._sweep_rounded(lo, hi, columns):
-                self.update(lo, hi, self.product(self.y.unit[lo:hi], unit), columns)
+            if len(columns):
+                if near := self._near_rounded(lo, hi, columns):
+                    self._offer_near([near])
+                else:
+                    self.update(lo, self.product(self.y.unit[lo:hi], unit), columns)
 
-    def sweep_own(self, lo: int, hi: int) -> None:
-        """Compare each of rows lo to hi, a tile, with those before it; x and y are one block."""
-        columns = namespace_of(self.similarity).arange(lo, hi)
-        if not self._sweep_rounded(lo, hi, columns, own=True):
-            scores = self.product(self.y.unit[lo:hi], self.x.unit[lo:hi])
-            mask_later(scores)
-            self.update(lo, hi, scores, columns)
+    def sweep_own(self, spans: Sequence[tuple[int, int]]) -> None:
+        """Compare each row of some tiles with those before it in its tile; x and y are one block."""
+        xp, found = namespace_of(self.similarity), []
+        single = xp is not np or self._low is not None
+        ones = [[(lo, hi)] for lo, hi in spans if hi - lo > 1]
+        for group in ones if single else grouped(spans):
+            (lo, hi), last = group[0], group[-1][1]
+            near = self._near_rounded(lo, hi, xp.arange(lo, hi), own=True)
+            if near is None:
+                sizes = [stop - start for start, stop in group]
+                scores = self.product.earlier(self.y.unit[lo:last], sizes)
+                starts = xp.repeat(xp.asarray([start for start, _ in group]), sizes)
+                near = self._near(lo, scores, xp.arange(scores.shape[1]), starts)
+            found.append(near)
+        self._offer_near(found)
 
-    def _sweep_rounded(self, lo: int, hi: int, columns: Array, *, own: bool = False) -> bool:
+    def update(self, lo: int, scores: Array, columns: Array) -> None:
+        """Take the scores (m, c) of rows lo to lo + m against ``columns`` (c,) of x; they are overwritten."""
+        self._offer_near([self._near(lo, scores, columns, namespace_of(scores).zeros(len(scores), np.int64))])
+
+    def _near_rounded(self, lo: int, hi: int, columns: Array, *, own: bool = False) -> Near | None:
         """Compare rows lo to hi with ``columns`` of x in low precision (``own``: with those before each).
 
-        Return False, with nothing done, where there is none or it leaves much open. Whether that is too much
-        depends on the tiles alone and not on what was found before.
+        Return None where there is none or it leaves much open. Whether that is too much depends on the tiles
+        alone and not on what was found before.
         """
         if self._low is None:
-            return False
+            return None
         scores = self._low.multiply(self.y.rounded[lo:hi], self.x.rounded[columns])
         if own:
             mask_later(scores)
         margin = np.float32(self.x.margin + unit_margin(self.x.unit.shape[1], self._low))
         top = scores.max(axis=1)
         near = scores >= (top - 2 * margin)[:, None]
-        if int(namespace_of(near).count_nonzero(near)) > _MANY * len(top):
-            return False
-        near &= self._can_change(lo, hi, top, margin)[:, None]
-        self._offer_near(lo, near, columns)
-        return True
+        xp = namespace_of(near)
+        if int(xp.count_nonzero(near)) > _MANY * len(top):
+            return None
+        can = self._can_change(lo, top, margin)
+        near &= can[:, None]
+        first = near.argmax(axis=1)
+        near[xp.arange(hi - lo), first] = False
+        left = xp.flatnonzero(near.any(axis=1))
+        return Near(lo, can, columns[first], left + lo, near[left], columns, xp.zeros(len(left), np.int64))
 
-    def update(self, lo: int, hi: int, scores: Array, columns: Array) -> None:
-        """Take the scores (hi - lo, c) of rows lo to hi against ``columns`` (c,) of x."""
-        top = scores.max(axis=1)
+    def _near(self, lo: int, scores: Array, names: Array, starts: Array) -> Near:
+        """Return the columns whose scores (m, c) the product's rounding cannot tell from the highest.
+
+        Column j of row i is column ``starts[i] + names[j]`` of x.
+        """
+        xp, (m, c) = namespace_of(scores), scores.shape
+        first, flat = scores.argmax(axis=1), scores.reshape(-1)
+        at = first + xp.arange(0, m * c, c)
+        top = flat[at]
+        flat[at] = NEVER
         margin = np.float32(self.x.margin)
-        least = namespace_of(top).where(
-            self._can_change(lo, hi, top, margin), top - 2 * margin, np.float32(np.inf)
-        )
-        self._offer_near(lo, scores >= least[:, None], columns)
+        least, can = top - 2 * margin, self._can_change(lo, top, margin)
+        left = xp.flatnonzero((scores.max(axis=1) >= least) & can)
+        others = scores[left] >= least[left, None]
+        if len(left):
+            every = xp.arange(len(left))
+            others[every, first[left]] = True
+            first[left] = lowest = others.argmax(axis=1)
+            others[every, lowest] = False
+        return Near(lo, can, names[first] + starts, left + lo, others, names, starts[left])
 
-    def _can_change(self, lo: int, hi: int, top: Array, margin: np.float32) -> Array:
+    def _can_change(self, lo: int, top: Array, margin: np.float32) -> Array:
         """Return whether the best of each row can change; the margin makes sure that this loses none."""
-        return top >= self.similarity[lo:hi] - margin
+        return top >= self.similarity[lo : lo + len(top)] - margin
 
-    def _offer_near(self, lo: int, near: Array, columns: Array) -> None:
-        """Offer each row the best of its columns that are ``near`` (m, c) its highest score, the first of equals.
+    def _offer_near(self, found: Sequence[Near]) -> None:
+        """Offer each row the best of the columns that are near its highest score, the first of equals.
 
         Rows with many of these are compared once more, by a product in float64.
         """
-        xp = namespace_of(near)
-        at = xp.flatnonzero(near)
-        i = at // near.shape[1]
-        many = xp.bincount(i, minlength=len(near)) > _MANY
-        if many.any():
-            rows = xp.flatnonzero(many)
-            mine = near[rows]
-            some = xp.flatnonzero(mine.any(axis=0))
-            exact = self.y.exact_tile(rows + lo, self.x, columns[some])
-            exact[~mine[:, some]] = NEVER
-            self.offer(rows + lo, columns[some[exact.argmax(axis=1)]])
-            few = ~many[i]
-            at, i = at[few], i[few]
-        j = at - i * near.shape[1]
-        first = xp.ones(len(i), dtype=bool)
-        first[1:] = i[1:] != i[:-1]
-        self.offer(i[first] + lo, columns[j[first]])
-        if first.all():
+        self._offer_firsts(found)
+        found = [near for near in found if len(near.open_rows)]
+        if not found:
             return
-        rows, others = i[~first] + lo, columns[j[~first]]
-        exact = self.y.exact(rows, self.x, others)
+        xp = namespace_of(self.similarity)
+        # nothing is better than a copy, and what is as good comes later
+        undecided = self.similarity[_joined(xp, [near.open_rows for near in found])] < 1
+        pairs, at = [], 0
+        for near in found:
+            at, own = at + len(near.open_rows), xp.flatnonzero(undecided[at : at + len(near.open_rows)])
+            i, j = near.others[own].nonzero()
+            i = own[i]
+            rows = near.open_rows[i]
+            if (many := rows[_MANY:] == rows[:-_MANY]).any():
+                i, j = self._settle_many(near, xp.unique(i[_MANY:][many]), i, j)
+            pairs.append(near.pair(i, j))
+        rows, columns = (_joined(xp, parts) for parts in zip(*pairs, strict=True))
+        if not len(rows):
+            return
+        exact = self.y.exact(rows, self.x, columns)
         # the rows come in order as they are; of the candidates of each, the best goes first
-        keys = [others.astype(np.float64), -exact.astype(np.float64), rows.astype(np.float64)]
+        keys = [columns.astype(np.float64), -exact.astype(np.float64), rows.astype(np.float64)]
         order = xp.lexsort(xp.stack(keys))
         best = order[xp.append(xp.ones(1, bool), rows[1:] != rows[:-1])]
-        self._accept(rows[best], exact[best], others[best])
+        self._accept(rows[best], exact[best], columns[best])
+
+    def _offer_firsts(self, found: Sequence[Near]) -> None:
+        """Offer each row the first of the columns near its highest score."""
+        if not found:
+            return
+        xp = namespace_of(self.similarity)
+        can, columns = (_joined(xp, [near[field] for near in found]) for field in (1, 2))
+        lo, last = found[0].lo, found[-1]
+        if (hi := last.lo + len(last.can)) - lo == len(can) <= 2 * int(xp.count_nonzero(can)):
+            # nearly all rows of a block, so that their float64 values need no gathering
+            self._accept(slice(lo, hi), self.y.exact(slice(lo, hi), self.x, columns), columns, can)
+            return
+        rows = _joined(xp, [near.lo + xp.arange(len(near.can)) for near in found])[can]
+        self.offer(rows, columns[can])
+
+    def _settle_many(self, near: Near, many: Array, i: Array, j: Array) -> tuple[Array, Array]:
+        """Offer the open rows ``many`` the best of their others; return the pairs (i, j) of the rest."""
+        xp = namespace_of(self.similarity)
+        for start in xp.unique(near.starts[many]).tolist():  # tile by tile, whatever is looked at together
+            own = many[near.starts[many] == start]
+            mine, rows = near.others[own], near.open_rows[own]
+            used = xp.flatnonzero(mine.any(axis=0))
+            columns = near.names[used] + start
+            exact = self.y.exact_tile(rows, self.x, columns)
+            exact[~mine[:, used]] = NEVER
+            self.offer(rows, columns[exact.argmax(axis=1)])
+        few = ~xp.isin(i, many)
+        return i[few], j[few]
 
     def offer(self, rows: Array, columns: Array) -> None:
         """Take ``columns`` of x as the match of ``rows``, none of which comes twice, where that is better."""
-        if not len(rows):
-            return
-        # most often these are all rows but the first: their float64 values need no gathering then
-        if (count := int(rows[-1] - rows[0]) + 1) == len(rows):
-            rows = slice(int(rows[0]), int(rows[0]) + count)
-        self._accept(rows, self.y.exact(rows, self.x, columns), columns)
+        if len(rows):
+            self._accept(rows, self.y.exact(rows, self.x, columns), columns)
 
-    def _accept(self, rows: Any, similarity: Array, columns: Array) -> None:
+    def _accept(self, rows: Any, similarity: Array, columns: Array, can: Array | None = None) -> None:
+        """Take matches of ``rows``, or of those of them that ``can`` marks, where they are better."""
         xp = namespace_of(similarity)
         position, old, before = columns + self.x.start, self.similarity[rows], self.position[rows]
         better = (similarity > old) | ((similarity == old) & (position < before))
+        if can is not None:
+            better &= can
         self.similarity[rows] = xp.where(better, similarity, old)
         self.position[rows] = xp.where(better, position, before)
+
+
+def _joined(xp: Any, parts: Sequence[Array]) -> Array:
+    return parts[0] if len(parts) == 1 else xp.concatenate(parts)

@@ -259,6 +259,36 @@ def test_clusters_together_match_as_each_alone(xp, rule, dtype):
     assert len(none.similarity) == len(none.position) == 0
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_tiles_looked_at_together_match_as_each_alone(monkeypatch, ordered, dtype):
+    monkeypatch.setattr(tiles, "_GROUP", 1 << 14)
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(0, 60, 70)
+    sizes = np.sort(sizes)[::-1] if ordered else sizes
+    edges = np.cumsum([0, *sizes]).tolist()
+    x = np.concatenate([near_copies(max(m, 1), dtype)[rng.permutation(max(m, 1))][:m] for m in sizes])
+    groups = list(tiles.grouped(list(zip(edges[:-1], edges[1:], strict=True))))
+    assert len(groups) < len(sizes) / 2
+    found = match_clusters(x, edges, "earlier", 0.01)
+    for lo, hi in zip(edges[:-1], edges[1:], strict=True):
+        same(EarlierMatch(found.similarity[lo:hi], found.position[lo:hi]), earlier_within(x[lo:hi]))
+
+
+@given(st.lists(st.integers(0, 300), max_size=40))
+@settings(deadline=None)
+def test_groups_of_tiles_are_all_tiles_in_order_and_small(sizes):
+    edges = np.cumsum([0, *sizes]).tolist()
+    spans = list(zip(edges[:-1], edges[1:], strict=True))
+    groups = list(tiles.grouped(spans))
+    assert [span for group in groups for span in group] == spans
+    for group in groups:
+        widths = [hi - lo for lo, hi in group]
+        padded = sum(widths) * max(widths)
+        assert len(group) == 1 or padded <= tiles._GROUP
+        assert len(group) == 1 or padded <= max(1.25 * sum(w * w for w in widths), tiles._GROUP / 8)
+
+
 @pytest.mark.parametrize("scale", [1e-35, 1e35])
 def test_rows_whose_length_float32_cannot_invert(xp, scale):
     x = gaussians(80, 12) * np.float32(scale)
