@@ -324,10 +324,10 @@ def dedup_plan(
     pairs: int | None = None,
     whole: bool = False,
 ) -> StagePlan:
-    """Return the plan of a dedup within k clusters of equal size, or across them; ``whole``: in one task.
+    """Return the plan of a dedup within k clusters of equal size, or across them.
 
-    Across clusters ``pairs`` is an estimate from the clustering; without one it is all pairs, which are
-    never exceeded.
+    ``whole``: by a task of each worker, which reads all rows, and not regrouped. Across clusters ``pairs`` is
+    an estimate from the clustering; without one it is all pairs, which are never exceeded.
     """
     across = scope == "global"
     chunks = -(-n // chunk_rows)
