@@ -1,13 +1,15 @@
 """Seconds that a plan foretells beside those that runs take: ``python benchmarks/plan_seconds.py``.
 
 Every stage at several numbers of rows and of clusters, on a local cluster of one worker a core, after the short
-calibration that ``dc.plan(..., calibrate=True)`` makes (once here). The exponents are fitted to the measured seconds.
+calibration that ``dc.plan(..., calibrate=True)`` makes (once here). What a run takes is the least of its repeats. The
+exponents are fitted to the measured seconds. ``--stages "kmeans fast" sample`` measures some of them.
 """
 
 import dataclasses
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,22 +20,30 @@ import daskcurate as dc
 from daskcurate.local_cluster import make_local_cluster
 from daskcurate.planner import measure
 
+STAGES = {
+    "kmeans lloyd": lambda emb, k, flat: dc.kmeans(emb, k, n_iters=20, init="random"),
+    "kmeans fast": lambda emb, k, flat: _fast(emb, k),
+    "hierarchy": lambda emb, k, flat: dc.hierarchical_kmeans(emb, [k, k // 5], n_resamples=0),
+    "hierarchy resampled": lambda emb, k, flat: dc.hierarchical_kmeans(
+        emb, [k, k // 5], n_resamples=3, sample_sizes=[12, 3]
+    ),
+    "dedup": lambda emb, k, flat: dc.semantic_dedup(emb, flat(), eps=0.05),
+    "dedup global": lambda emb, k, flat: dc.semantic_dedup(emb, flat(), eps=0.05, scope="global"),
+    "density prune": lambda emb, k, flat: dc.density_prune(flat(), keep_fraction=0.5),
+    "sample": lambda emb, k, flat: dc.hierarchical_sample(flat(), len(emb) // 10),
+}
+"""The stages by name; ``flat`` runs, once, the clustering that a stage reads."""
 
-def stages(emb: dc.Embeddings, k: int, store: str) -> Iterator[tuple[str, Any]]:
-    """Yield the name and node of each stage; what a stage needs has been run before it."""
-    yield "kmeans lloyd", dc.kmeans(emb, k, n_iters=20, init="random")
-    yield "kmeans fast", dc.kmeans(emb, k, algorithm="fast", metric="cosine")
-    flat = dc.compute(dc.kmeans(emb, k, algorithm="fast", metric="cosine"), store=store, progress=False)
-    yield "dedup", dc.semantic_dedup(emb, flat, eps=0.05)
-    yield "dedup global", dc.semantic_dedup(emb, flat, eps=0.05, scope="global")
-    yield "density prune", dc.density_prune(flat, keep_fraction=0.5)
-    yield "sample", dc.hierarchical_sample(flat, len(emb) // 10)
+
+def _fast(emb: dc.Embeddings, k: int) -> Any:
+    return dc.kmeans(emb, k, algorithm="fast", metric="cosine")
 
 
 def main() -> None:
-    cli = options(__doc__, repeats=None)
-    cli.add_argument("--rows", type=int, nargs="+", default=[10_000, 20_000, 40_000, 80_000])
+    cli = options(__doc__, repeats=2)
+    cli.add_argument("--rows", type=int, nargs="+", default=[20_000, 40_000, 80_000, 160_000])
     cli.add_argument("--clusters", type=int, nargs="+", default=[125, 250, 500, 1000])
+    cli.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES), metavar="STAGE")
     args = parsed(cli, rows=[1500, 3000], clusters=[15, 30])
     if len(args.rows) < 2 or len(args.clusters) < 2:
         cli.error("give at least two --rows and two --clusters: the growth is fitted to them")
@@ -46,20 +56,28 @@ def main() -> None:
         make_local_cluster(n_workers=os.cpu_count()) as cluster,
         Client(cluster) as client,
     ):
-        rates = measure(client, unit_rows(args.data, 1).shape[1])
-        print(rates)
+        seconds, rates = seconds_of(lambda: measure(client, unit_rows(args.data, 1).shape[1]))
+        print(f"calibrated in {seconds:.1f} s: {rates}", flush=True)
         for n, k in sizes:
-            emb = dc.ingest(unit_rows(args.data, n), f"{folder}/pool-{n}.zarr", overwrite=True)
+            pool = f"{folder}/pool-{n}.zarr"
+            emb = (
+                dc.open_embeddings(pool) if os.path.exists(pool) else dc.ingest(unit_rows(args.data, n), pool)
+            )
             store = f"{folder}/run-{n}-{k}.zarr"
-            for name, node in stages(emb, k, store):
-                foretold = dataclasses.replace(dc.plan(node, client=client, store=store), machine=rates)
-                fresh = f"{folder}/{name}-{n}-{k}.zarr"
-                seconds, _ = seconds_of(
-                    lambda node=node, fresh=fresh: dc.compute(node, store=fresh, progress=False)
-                )
-                planned = sum(foretold.seconds or ()) if foretold.stages else float("nan")
-                found.setdefault(name, []).append((n, k, planned, seconds))
-                print(f"{name}, {n} rows, k {k}: planned {planned:.2f} s, took {seconds:.2f} s", flush=True)
+            flat = cache(
+                lambda emb=emb, k=k, store=store: dc.compute(_fast(emb, k), store=store, progress=False)
+            )
+            for name in args.stages:
+                node = STAGES[name](emb, k, flat)
+                foretold = dataclasses.replace(dc.plan(node, client=client), machine=rates)
+                runs = []
+                for turn in range(args.repeats):
+                    fresh = f"{folder}/{name}-{n}-{k}-{turn}.zarr".replace(" ", "-")
+                    runs.append(seconds_of(lambda: dc.compute(node, store=fresh, progress=False))[0])  # noqa: B023
+                    shutil.rmtree(fresh)
+                planned, took = sum(foretold.seconds or ()), min(runs)
+                found.setdefault(name, []).append((n, k, planned, took))
+                print(f"{name}, {n} rows, k {k}: planned {planned:.2f} s, took {took:.2f} s", flush=True)
     rows = []
     for name, points in found.items():
         values = np.array(points)

@@ -26,12 +26,13 @@ from daskcurate.members import (
     write_scores,
 )
 from daskcurate.nodes import GivenArray, checked_embeddings
-from daskcurate.planning import Limits, StagePlan, dedup_plan
+from daskcurate.planning import Limits, StagePlan
 from daskcurate.pool_blocks import take_survey
 from daskcurate.pruning import rows_clustering
 from daskcurate.reading import blocks_of
 from daskcurate.regroup import regroup
 from daskcurate.selection import Selection, ThresholdSelection, selection_or_none
+from daskcurate.stage_plans import dedup_plan
 from daskcurate.store import write_block
 
 if TYPE_CHECKING:
@@ -69,9 +70,9 @@ class SemanticDedup(Selection):
     def plan(self, limits: Limits) -> StagePlan:
         """Return what running the stage takes.
 
-        The pairs compared are, within clusters, those of clusters of equal size. Across clusters they are
-        estimated from a sample of the rows where the clustering is computed (``within`` only if it is
-        computed too), else all n (n - 1) / 2, which are the most.
+        The pairs compared are, within clusters, those of the clustering where it is computed, else those of clusters
+        of equal size. Across clusters they are estimated from a sample of the rows where the clustering is computed
+        (``within`` only if it is computed too), else all n (n - 1) / 2, which are the most.
         """
         emb, clustering, config = self.inputs["emb"], self.inputs["clustering"], self.config
         pairs = None
@@ -79,9 +80,13 @@ class SemanticDedup(Selection):
             within = self.within if self.within is not None and self.within.is_computed else None
             members = Members.of(clustering, within)
             pairs = take_survey(members, clustering.sizes, config.eps).pairs
-        equal = np.full(clustering.n_clusters, len(emb) / max(1, clustering.n_clusters))
+        sizes = np.full(clustering.n_clusters, len(emb) / max(1, clustering.n_clusters))
+        if clustering.is_computed:
+            sizes = clustering.sizes
+        if config.scope == "cluster" and clustering.is_computed:
+            pairs = pairs_within(sizes)
         whole = config.scope == "cluster" and fits_shares(
-            limits, len(emb), equal, emb.dim, emb.dtype.itemsize
+            limits, len(emb), sizes, emb.dim, emb.dtype.itemsize
         )
         return dedup_plan(
             self.title,

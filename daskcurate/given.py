@@ -15,8 +15,9 @@ from daskcurate.kernels.distances import own_distances
 from daskcurate.kernels.lloyd import inertia_of, segment_sums
 from daskcurate.kmeans import Clustering, LabelReader
 from daskcurate.nodes import GivenArray
-from daskcurate.planning import Limits, StagePlan, selection_plan
+from daskcurate.planning import Limits, StagePlan
 from daskcurate.rows import Block, RowSource, load_block, tree
+from daskcurate.stage_plans import ChunkSteps, selection_plan
 from daskcurate.store import read_block, write_block, write_scratch
 
 if TYPE_CHECKING:
@@ -151,6 +152,8 @@ class GivenClustering(Clustering):
             row_bytes=4 if emb is None else 8,  # labels, and distances where there are rows
             chunk_rows=self.chunk_rows,
             limits=limits,
+            steps=ChunkSteps(tasks=2, reads=2, rounds=2, kept=2, row_passes=0 if emb is None else 1),
+            d=0 if emb is None else emb.dim,
         )
 
     def label_reader(self) -> LabelReader:

@@ -263,7 +263,7 @@ class Clustering(Stage):
             elif step:
                 subset = resample(run, blocks, centroids, k, config, step)
                 if width and not is_lloyds(config.algorithm, len(subset), subset.dim, k):
-                    subset = narrowed(run, subset, run.scratch(NAME), width)
+                    subset = narrowed(run, subset, run.scratch(NAME), width, f"resample-{step}")
                 name, count = "", len(subset)
             else:
                 name, count = "", len(blocks)

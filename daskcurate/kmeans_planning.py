@@ -5,26 +5,41 @@ fit to runs on embeddings of texts (``benchmarks/plan_seconds.py``): nothing at 
 """
 
 import math
+from collections import defaultdict
 from typing import Any
 
+from daskcurate.fast_loop import TAILS
 from daskcurate.fitting import is_lloyds, lloyd_fits_one_task, one_task_bytes
 from daskcurate.kernels.leading import LEAST_WIDTH, MOST
+from daskcurate.kernels.leading import SAMPLE_ROWS as DIRECTION_ROWS
 from daskcurate.kernels.restricted import list_size
-from daskcurate.kernels.seeding import operations, trials
-from daskcurate.planning import Limits, StagePlan, tree_tasks
+from daskcurate.kernels.seeding import OVERSAMPLING_ROUNDS, operations, trials
+from daskcurate.planning import RANK_ROW_BYTES, Limits, StagePlan, tree_tasks
 from daskcurate.remembering import LIMIT_BYTES, PARTIAL_SHARE
 from daskcurate.rows import BLOCKS, PIECE_BYTES, chunks_per_block
 from daskcurate.seeds import SAMPLE_ROWS, SAMPLE_UPDATES, greedy_rows, seeds_at_once
 from daskcurate.two_level import COARSE_ROWS, PARTITIONS, SEED_ROWS, UPDATES
 
-PASSES = 9
-"""Restricted passes that the algorithms besides Lloyd's make, about."""
-EXACT_PASSES = 2
-"""Passes over all centroids of the algorithm ``fast``, about: two in the leading directions, and the assignment."""
+PASSES, PASSES_MORE = 7, 1.0
+"""Passes through lists until rows settle with 80 rows a cluster, and more with twice as many."""
+NARROW_SHARE = 0.5
+"""Share of all directions that rows of embeddings take in their leading ones, about."""
 SUMS_BYTES = 48 << 20
 """What adding up the rows of a block takes besides: float64 copies of a few columns (32 MiB), their sums, scores."""
-ROUNDS = 2.5
-"""Rounds of a trivial step that a pass costs besides its work: centroids and checkpoint are written and read."""
+# Reading, adding up and measuring rows, in passes over them that add them up in float64
+LOADED = 2.0
+ASSIGNED, MEASURED = 0.7, 0.7
+"""Made ready to be compared; the distance to the own centroid, and its check in float64."""
+SUMMED = 0.4
+"""Added up in float32."""
+BOUNDED = 1.2
+"""Made ready, compared with the own centroid, and bounds brought up to date."""
+AGAIN = 2.5
+"""Rows that the bounds leave: gathered, made ready, and the sums of their clusters."""
+STAGE_WRITES = 12
+"""Arrays and attributes that the client makes at the start and end of a stage."""
+PASS_WRITES = 3
+"""Arrays that the client and one task write and remove in a pass while all wait: centroids, the checkpoint."""
 
 
 def narrow_bytes(n: int, d: int) -> int:
@@ -103,8 +118,23 @@ def working_memory(*, n: int, d: int, chunk_rows: int, config: Any, limits: Limi
 
 def lloyd_passes(n_iters: int, rows_per_cluster: float) -> float:
     """Return the work of ``n_iters`` bounded passes, in passes without bounds."""
-    plateau, decay = 1 + 0.04 * rows_per_cluster, 0.5 + 0.15 * rows_per_cluster
-    return sum(min(1.0, math.exp((plateau - t) / decay)) for t in range(n_iters))
+    fall = _fall(rows_per_cluster)
+    return sum(min(1.0, math.exp((1 - t) / fall)) for t in range(n_iters))
+
+
+def lloyd_updates(n_iters: int, rows_per_cluster: float) -> int:
+    """Return the passes that Lloyd's algorithm makes before nothing changes, ``n_iters`` at most."""
+    return min(n_iters, 1 + math.ceil(3.5 * _fall(rows_per_cluster)))
+
+
+def restricted_passes(rows_per_cluster: float) -> int:
+    """Return the passes through lists that rows take to settle, about."""
+    return max(3, round(PASSES + PASSES_MORE * math.log2(max(1.0, rows_per_cluster) / 80)))
+
+
+def _fall(rows_per_cluster: float) -> float:
+    """Return the passes in which the work of a bounded pass falls to 1 / e."""
+    return 23 * (1 - math.exp(-max(1.0, rows_per_cluster) / 75))
 
 
 def kmeans_plan(
@@ -126,40 +156,6 @@ def kmeans_plan(
     k = min(config.n_clusters, n)
     fast = not is_lloyds(config.algorithm, n, d, k)
     block_rows, blocks = _blocks(n, chunk_rows, d, limits)
-    subset = min(n, config.sample_size * k)
-    fits = [n] * config.n_init + [subset] * (config.resamples * config.n_init)
-    work = {
-        "assign": 0.0,
-        "listed": 0.0,
-        "seed": 0.0,
-        "alone-seed": 0.0,
-        "alone-assign": 0.0,
-        "serial-assign": 0.0,
-        "stream": 0.0,
-    }
-    passes = 2.0 + config.resamples
-    for rows in fits:
-        _add_seeding(work, config, rows, d, k)
-        if not is_lloyds(config.algorithm, rows, d, k):
-            listed = PASSES * list_size(k) + 4 * math.sqrt(k)
-            work["listed"] += 2 * rows * d * listed
-            work["serial-assign"] += PASSES * 6 * k * d * min(k / 4, 4 * math.sqrt(k))
-            exact = EXACT_PASSES if config.algorithm == "fast" else 0.0
-            work["assign"] += 2 * rows * k * d * exact
-            work["stream"] += 4 * rows * d * (0.3 * PASSES + 1.5 * exact)
-            passes += PASSES + math.ceil(exact)
-        else:
-            alone = lloyd_fits_one_task(limits, rows, d, k, min(blocks, rows))
-            work["alone-assign" if alone else "assign"] += (
-                2 * rows * k * d * lloyd_passes(config.n_iters, rows / k)
-            )
-            work["stream"] += 4 * rows * d * 1.7 * config.n_iters
-            passes += 1 if alone else config.n_iters
-    if config.algorithm == "two-level" and fast:
-        work["listed"] += 2 * n * d * (4 * list_size(k) + 4 * math.sqrt(k)) * (1 + config.resamples)
-    elif not fast:
-        work["assign"] += 2 * n * k * d * (1 + config.resamples)
-    work["stream"] += 4 * n * d * (3 + config.resamples)
     sizes = {"n": n, "d": d, "itemsize": itemsize, "chunk_rows": chunk_rows, "config": config}
     tasks = tasks_memory(**sizes, limits=limits, split_bytes=split_bytes, local=local)
     working = working_memory(**sizes, limits=limits, split_bytes=split_bytes, local=local)
@@ -167,6 +163,10 @@ def kmeans_plan(
     held = n * d * 4 if rows_held else 0
     if fast and limits.holds(held + narrow_bytes(n, d), block_rows * d * 4, working):
         held += narrow_bytes(n, d)
+    made = _Made(n, d, k, blocks, config, limits)
+    made.whole()
+    reads = 1 if rows_held else made.passes
+    made.work["stream"] += LOADED * 4 * n * d * reads
     worst = max(tasks, key=lambda name: tasks[name])
     advice = {
         "step": "lower n_clusters, or give the workers more memory or fewer threads each",
@@ -175,42 +175,184 @@ def kmeans_plan(
         "whole": "give the workers more memory or fewer threads each",
         "split": "give the workers more memory or fewer threads each",
     }[worst]
-    made = k * config.n_splits
+    products = ("assign", "listed", "seed")
     return StagePlan(
         stage=title,
         rows=n,
-        bytes_read=int(n * d * itemsize * (1 if rows_held else passes)),
-        flops=int(
-            sum(
-                work[name]
-                for name in ("assign", "listed", "seed", "alone-seed", "alone-assign", "serial-assign")
-            )
-        ),
-        tasks=int(passes * (blocks + tree_tasks(blocks) + 2)),
+        bytes_read=int(n * d * itemsize * reads),
+        flops=int(sum(v for name, v in made.work.items() if name.rpartition("-")[2] in products)),
+        tasks=int(made.tasks),
         peak_memory=working + held // limits.n_workers,
-        disk=n * 8 + made * (d * 4 + 8),
+        disk=n * 8 + k * config.n_splits * (d * 4 + 8),
         advice=advice,
-        work={**work, "rounds": ROUNDS * passes + 6 * len(fits)},
+        work=dict(made.work),
         parts=blocks,
     )
 
 
-def _add_seeding(work: dict[str, float], config: Any, n: int, d: int, k: int) -> None:
-    """Add what seeding k clusters among n rows takes."""
-    lloyds = is_lloyds(config.algorithm, n, d, k)
-    if config.init == "k-means||":
-        work["assign"] += 2 * n * d * 20 * k
-        work["alone-seed"] += operations(min(n, 10 * k), d, k)
-    elif config.init == "k-means++" and not lloyds and seeds_at_once(n, d, k):
-        rows = min(n, SAMPLE_ROWS * k)
-        work["alone-seed"] += operations(rows, d, k)
-        work["assign"] += 2 * rows * d * k * SAMPLE_UPDATES
-    elif config.init == "k-means++" and not lloyds:
-        h = max(1, round(math.sqrt(k)))
-        rows, coarse = min(n, SEED_ROWS * k), min(n, COARSE_ROWS * h)
-        work["alone-seed"] += operations(coarse, d, h)
-        work["seed"] += 2 * rows * d * (k / h) * trials(k // h)
-        work["assign"] += 2 * rows * d * ((k / h) * UPDATES + h)
-        work["serial-stream"] = work.get("serial-stream", 0.0) + 2 * rows * d * 4
-    elif config.init == "k-means++":
-        work["alone-seed"] += operations(greedy_rows(n, d, k), d, k)
+class _Made:
+    """What a level makes: its work, its tasks, and the passes over the rows of the pool."""
+
+    def __init__(self, n: int, d: int, k: int, blocks: int, config: Any, limits: Limits):
+        self.n, self.d, self.k, self.blocks, self.config, self.limits = n, d, k, blocks, config, limits
+        self.work: dict[str, float] = defaultdict(float)
+        self.tasks = self.passes = 0
+
+    def whole(self) -> None:
+        """Count all that the stage does."""
+        config, n, d, k = self.config, self.n, self.d, self.k
+        lloyds = is_lloyds(config.algorithm, n, d, k)
+        self.step(self.blocks, rounds=1)  # the rows are read
+        for _ in range(config.n_init):
+            self.fit(n)
+        simple = config.init == "k-means++" and config.n_init == 1
+        subset = min(n, config.sample_size * k)
+        in_one = lloyds and simple and lloyd_fits_one_task(self.limits, n, d, k, self.blocks)
+        for step in range(config.resamples):
+            if in_one:
+                self._resample_in_memory(subset, known=bool(step) * subset)
+            else:
+                self._assign()
+                self.step(4 * self.blocks, rounds=3)
+                for _ in range(config.n_init):
+                    self.fit(subset)
+        if config.algorithm == "two-level" and not lloyds:
+            self.work["listed"] += 2 * n * d * (4 * list_size(k) + 4 * math.sqrt(k))
+            self._rows("stream", n, ASSIGNED + MEASURED)
+            self.step(2 * self.blocks + tree_tasks(self.blocks) + 2, rounds=2)
+            self.passes += 1
+        else:
+            self._assign()
+        self.step(self.blocks + 1, rounds=2)  # labels and centroids are written
+        self.work["write"] += 2 * self.blocks
+        self.work["serial-write"] += STAGE_WRITES
+
+    def step(self, tasks: int, rounds: int) -> None:
+        """Count tasks, and rounds in which the client waits for them."""
+        self.tasks += tasks
+        self.work["rounds"] += rounds
+
+    def _rows(self, how: str, n: int, passes: float, width: float | None = None) -> None:
+        """Count passes over n rows."""
+        self.work[how] += passes * 4 * n * (self.d if width is None else width)
+
+    def _assign(self) -> None:
+        """Count an assignment of all rows to all centroids, and the sizes of the clusters."""
+        self.work["assign"] += 2 * self.n * self.k * self.d
+        self._rows("stream", self.n, ASSIGNED + MEASURED)
+        self.step(2 * self.blocks + tree_tasks(self.blocks), rounds=2)
+        self.passes += 1
+
+    def fit(self, n: int) -> None:
+        """Count seeding and the passes of one fit of n rows; see :func:`daskcurate.fitting.fit`."""
+        config, d, k = self.config, self.d, self.k
+        blocks = min(self.blocks, n)
+        if not is_lloyds(config.algorithm, n, d, k):
+            narrow = config.init == "k-means++" and d >= LEAST_WIDTH
+            width = round(d * NARROW_SHARE) if narrow else d
+            if narrow:
+                self._directions(n, width, blocks)
+            self._seeds(n, width, blocks, lloyds=False)
+            self._fast(n, width, blocks, narrow)
+            return
+        alone = lloyd_fits_one_task(self.limits, n, d, k, blocks)
+        self._seeds(n, d, blocks, lloyds=True)
+        updates = lloyd_updates(config.n_iters, n / k)
+        if alone:
+            self._lloyd("alone", n, blocks)
+            # what other workers hold goes to one
+            self._rows("serial-stream", n, 1 - 1 / self.limits.n_workers)
+            self.step(1, rounds=1)
+            self.passes += 1
+            self.work["serial-write"] += 1
+            return
+        self._lloyd("", n, blocks)
+        self.step(updates * (blocks + tree_tasks(blocks) + 1), rounds=updates)
+        self.work["serial-write"] += updates * PASS_WRITES
+        self.work["serial-read"] += updates
+        self.passes += updates
+
+    def _lloyd(self, how: str, n: int, blocks: int) -> None:
+        """Count the bounded passes of Lloyd's algorithm; ``how`` "alone" in one task."""
+        prefix = f"{how}-" if how else ""
+        d, k, n_iters = self.d, self.k, self.config.n_iters
+        passes, updates = lloyd_passes(n_iters, n / k), lloyd_updates(n_iters, n / k)
+        self.work[f"{prefix}assign"] += 2 * n * k * d * passes
+        self._rows(f"{prefix}stream", n, BOUNDED * updates + AGAIN * passes)
+        self.work[f"{prefix}stream"] += 4.0 * k * d * blocks * updates  # sums of the blocks, combined
+
+    def _resample_in_memory(self, subset: int, known: int) -> None:
+        """Count a resampling step in one task; see :func:`daskcurate.fitting.fit_resampled`."""
+        n, d, k = self.n, self.d, self.k
+        self.work["alone-assign"] += 2 * (n - known) * k * d
+        self._rows("alone-stream", n, ASSIGNED + MEASURED)
+        self.work["serial-stream"] += n * RANK_ROW_BYTES
+        self.work["alone-seed"] += operations(greedy_rows(subset, d, k), d, k)
+        self._lloyd("alone", subset, min(self.blocks, subset))
+        self.work["serial-write"] += 2 + PASS_WRITES
+        self.step(1, rounds=1)
+        self.passes += 1
+
+    def _directions(self, n: int, width: int, blocks: int) -> None:
+        """Count finding the leading directions, and bringing the rows there."""
+        d = self.d
+        sample = min(n, DIRECTION_ROWS * d)
+        self.work["serial-assign"] += 4 * sample * d * d + 10 * d**3  # float64: half as fast
+        self.work["assign"] += 2 * n * d * width
+        self._rows("stream", n, ASSIGNED + MEASURED)
+        self.step(2 * blocks + 1, rounds=2)
+        self.passes += 1
+
+    def _fast(self, n: int, width: int, blocks: int, narrow: bool) -> None:
+        """Count the passes of the algorithms besides Lloyd's; see :func:`daskcurate.fast_loop.iterate_fast`."""
+        k, config = self.k, self.config
+        tail = TAILS[config.algorithm]
+        passes = min(restricted_passes(n / k) + len(tail), config.n_iters)
+        over_all = min(sum(tail), passes)
+        groups = min(k / 4, 4 * math.sqrt(k))
+        self.work["listed"] += 2 * n * width * list_size(k) * (passes - over_all)
+        self.work["assign"] += 2 * n * width * (k * over_all + groups)  # and homes of the first pass
+        self.work["serial-assign"] += (
+            (passes - over_all) * 6 * k * width * groups
+        )  # groups and lists, by each worker
+        self._rows("stream", n, SUMMED * passes, width)
+        self.work["serial-read"] += passes
+        self.work["serial-write"] += PASS_WRITES * passes
+        in_turn = blocks + tree_tasks(blocks)
+        self.step(passes * (in_turn + 1), rounds=passes)
+        self.passes += passes
+        if narrow:  # the means of the whole rows
+            self._rows("stream", n, SUMMED)
+            self.step(blocks, rounds=0)
+
+    def _seeds(self, n: int, d: int, blocks: int, *, lloyds: bool) -> None:
+        """Count seeding k clusters among n rows of width d; see :func:`daskcurate.seeds.seed_centroids`."""
+        config, k, work = self.config, self.k, self.work
+        drawn = blocks  # tasks that take rows of the blocks
+        if config.init == "array":
+            return
+        work["serial-write"] += 1
+        if config.init == "k-means||":
+            rounds = OVERSAMPLING_ROUNDS
+            work["assign"] += 2 * n * d * 4 * k * rounds
+            work["alone-seed"] += operations(min(n, 10 * k), d, k)
+            self.step(rounds * 3 * blocks, rounds=3 * rounds)
+            self.passes += 2 * rounds
+        elif config.init == "k-means++" and not lloyds and seeds_at_once(n, self.d, k):
+            rows = min(n, SAMPLE_ROWS * k)
+            work["alone-seed"] += operations(rows, d, k)
+            work["alone-assign"] += 2 * rows * d * k * SAMPLE_UPDATES
+        elif config.init == "k-means++" and not lloyds:
+            h = max(1, round(math.sqrt(k)))
+            rows, coarse = min(n, SEED_ROWS * k), min(n, COARSE_ROWS * h)
+            work["alone-seed"] += operations(coarse, d, h)
+            work["seed"] += 2 * rows * d * (k / h) * trials(k // h)
+            work["assign"] += 2 * rows * d * ((k / h) * UPDATES + h)
+            work["serial-stream"] += 2 * rows * d * 4
+            self.step(4 * blocks + 2 * PARTITIONS, rounds=5)
+        elif config.init == "k-means++":
+            rows = greedy_rows(n, d, k)
+            work["alone-seed"] += operations(rows, d, k)
+            drawn = blocks if rows < n else 0
+        self.step(drawn + 1, rounds=1)
+        self.passes += 1

@@ -29,12 +29,15 @@ def with_directions(run: Any, blocks: RowBlocks, seed: int, width: int | None) -
         sample = drawn_rows(run, blocks, count, derive_seed(seed, "directions"), NAME)
         found = run.task(_find, sample, run.scratch(NAME), name="kmeans-directions")
         width = run.gather([found], "directions")[0]
-    return narrowed(run, blocks, run.scratch(NAME), width) if width else blocks
+    return narrowed(run, blocks, run.scratch(NAME), width, "rows") if width else blocks
 
 
-def narrowed(run: Any, blocks: RowBlocks, directions: str, width: int) -> RowBlocks:
-    """Return the blocks with their rows in the ``directions`` (a URL), of which there are ``width``."""
-    lazy = blocks.map(run, _narrow, directions, name="kmeans-narrow", key=blocks.name)
+def narrowed(run: Any, blocks: RowBlocks, directions: str, width: int, key: str) -> RowBlocks:
+    """Return the blocks with their rows in the ``directions`` (a URL), of which there are ``width``.
+
+    ``key`` tells the tasks from those that bring other rows there.
+    """
+    lazy = blocks.map(run, _narrow, directions, name="kmeans-narrow", key=key)
     rows = dataclasses.replace(blocks, blocks=lazy, dim=width, name=f"{blocks.name}-narrow", reading=None)
     rows = keep_if_small(run, rows)
     is_held = rows.held > blocks.held

@@ -3,13 +3,12 @@
 Nothing of a run is computed here: what is measured are the kernels' rates on rows made up for it.
 """
 
-import time
 import uuid
 from typing import Any
 
 from distributed import Client
 
-from daskcurate.calibration import Machine, machine_of, rates
+from daskcurate.calibration import Machine, machine_of, rates, rates_alone, task_costs
 from daskcurate.config import check_int
 from daskcurate.nodes import Stage
 from daskcurate.planning import Limits, Plan, plan_stages
@@ -57,7 +56,7 @@ def plan(
     store
         A run store whose finished stages are left out, and inform the plans of those that read them.
     calibrate
-        Whether to measure the workers first, for some seconds, so that the plan says how long each stage
+        Whether to measure the workers first, for some two seconds, so that the plan says how long each stage
         takes: within about a quarter on an idle machine. It needs a client.
 
     Raises
@@ -98,34 +97,17 @@ def plan(
     return planned
 
 
-ROUNDS = 5
-ROUND_TASKS = 16
-
-
 def measure(client: Client, dim: int) -> Machine:
-    """Return the rates of the client's workers for rows of width ``dim``: about 5 seconds on every thread."""
+    """Return the rates of the client's workers for rows of width ``dim``: some two seconds on every thread."""
     threads = worker_threads(client)
+    limits = cluster_limits(client)
     tasks = [
         client.submit(call, rates, (None,), 1, dim, key=f"calibrate-{uuid.uuid4().hex}", workers=[address])
         for address in threads
     ]
     found = client.gather(tasks)
-    token = uuid.uuid4().hex
-    times = []
-    for number in range(ROUNDS):
-        started = time.perf_counter()
-        parts = [
-            task(_nothing, name="calibrate-part", key=f"{token}-{number}-{i}") for i in range(ROUND_TASKS)
-        ]
-        client.compute(task(len, parts, name="calibrate-round", key=f"{token}-{number}")).result()
-        times.append(time.perf_counter() - started)
-    many = 20 * ROUND_TASKS
-    started = time.perf_counter()
-    parts = [task(_nothing, name="calibrate-many", key=f"{token}-{i}") for i in range(many)]
-    client.compute(task(len, parts, name="calibrate-all", key=token)).result()
-    each = max(0.0, (time.perf_counter() - started - min(times)) / (many - ROUND_TASKS))
-    return machine_of(found, each, max(0.0, min(times) - ROUND_TASKS * each))
-
-
-def _nothing() -> None:
-    """Do nothing, in a task."""
+    alone: dict[str, float] = {}
+    if limits.host_threads > 1 and not limits.on_gpu:
+        own = task(rates_alone, dim, name="calibrate", key=uuid.uuid4().hex, threads=limits.host_threads)
+        alone = client.compute(own).result()
+    return machine_of(found, alone, task_costs(client, len(threads)))

@@ -17,8 +17,6 @@ from daskcurate.settings import MemoryShares, shuffle_buffers
 
 PROCESS_BYTES = 260 << 20
 """Python, Dask and the libraries of a worker process before it holds any data, where no worker can be asked."""
-ALONE_GAIN = 0.6
-"""What each further thread adds to the rate of a task that runs alone: some of its steps are not shared."""
 SMALL_REGROUP_BYTES = 256 << 20
 """Frames up to this size (less where workers are small) are regrouped in one task."""
 REGROUP_COPIES = 5
@@ -174,9 +172,9 @@ class StagePlan:
     pairs: int | None = None
     """Pairs of rows compared with each other, about or at most; None where the stage compares none."""
     work: Mapping[str, float] = field(default_factory=dict)
-    """What takes time, by the name of the rate it goes at (see :class:`daskcurate.calibration.Machine`):
-    operations or bytes shared by all threads; with the prefix ``serial-``, done by one thread while the others
-    wait, or ``alone-``, by one task with the threads of its host; and ``rounds``, steps that wait for one another."""
+    """What takes time, by the name of the rate it goes at (see :class:`daskcurate.calibration.Machine`): operations,
+    bytes or arrays shared by all threads; with the prefix ``serial-``, done by one thread while the others wait, or
+    ``alone-``, by one task with the threads of its host; and ``rounds``, steps that wait for one another."""
     parts: int = 1
     """Equal parts that the work comes in; threads without a part wait."""
 
@@ -186,15 +184,15 @@ class StagePlan:
         threads = self.parts / turns
         total = self.tasks * machine.task
         for name, amount in self.work.items():
-            if name == "rounds":
+            how, _, rate = name.rpartition("-")
+            if rate == "rounds":
                 total += amount * machine.round
-            elif name.startswith("serial-"):
-                total += amount / getattr(machine, name.removeprefix("serial-"))
-            elif name.startswith("alone-"):
-                shared = 1 + ALONE_GAIN * (limits.host_threads - 1)
-                total += amount / (getattr(machine, name.removeprefix("alone-")) * shared)
+            elif how == "serial":
+                total += amount / machine.rate(rate)
+            elif how == "alone":
+                total += amount / machine.rate(rate, alone=limits.host_threads > 1)
             else:
-                total += amount / (getattr(machine, name) * threads)
+                total += amount / (machine.rate(rate) * threads)
         return total
 
 
@@ -307,93 +305,3 @@ def bound_pays(pairs: int, n: int, k: int) -> bool:
     The pairs asked for come in smaller products, a third slower, and each row is scored against k centroids.
     """
     return 4 * pairs + 3 * PAIRS_PER_ROW_AND_CLUSTER * n * k < 3 * (n * (n - 1) // 2)
-
-
-def dedup_plan(
-    title: str,
-    *,
-    n: int,
-    d: int,
-    itemsize: int,
-    chunk_rows: int,
-    k: int,
-    limits: Limits,
-    tile: int,
-    scope: str = "cluster",
-    rule: str = "earlier",
-    pairs: int | None = None,
-    whole: bool = False,
-) -> StagePlan:
-    """Return the plan of a dedup within k clusters of equal size, or across them.
-
-    ``whole``: by a task of each worker, which reads all rows, and not regrouped. Across clusters ``pairs`` is
-    an estimate from the clustering; without one it is all pairs, which are never exceeded.
-    """
-    across = scope == "global"
-    chunks = -(-n // chunk_rows)
-    if pairs is None:
-        pairs = n * (n - 1) // 2 if across else n * max(0, n // max(1, k) - 1) // 2
-    part_rows = max(tile, limits.part_bytes // (d * itemsize))
-    parts = -(-n // part_rows)
-    compare = 2 * min(n, part_rows) * d * (2 * itemsize + 4) + 3 * tile * tile * 4
-    moved = n * (d * itemsize + 28)
-    regroup = REGROUP_COPIES * moved
-    if moved > limits.small_regroup_bytes:
-        regroup = 3 * chunk_rows * (d * itemsize + 28) + limits.shuffle_memory(moved)
-    worst = max(compare, regroup, rank_memory(n, limits))
-    disk, tasks, flops = n * 13, 2 * chunks + 1 if whole else 12 * chunks + 4 * parts, 2 * d * pairs
-    streamed, rounds = (16.0, 24) if whole else (9.0, 16)
-    if across:
-        # rows as stored, as float32 and as sketches, of two blocks; a mask, the scores of a tile, the centroids
-        worst = max(worst, 2 * min(n, part_rows) * d * (itemsize + 5) + k * d * 16 + (64 << 20))
-        if rule == "connected":
-            worst = max(worst, n * POOL_ROW_BYTES)
-        disk += n * (d * itemsize + 32)  # the rows by cluster, until the stage is done
-        tasks += 4 * parts * parts // 16
-        flops += 2 * d * n * k
-    return StagePlan(
-        stage=title,
-        rows=n,
-        bytes_read=n * d * itemsize,
-        flops=flops,
-        tasks=tasks,
-        peak_memory=limits.peak(worst),
-        disk=disk,
-        advice="give the workers more memory, or take rule='earlier'"
-        if across and rule == "connected"
-        else "",
-        pairs=pairs,
-        work={"compare": 2.0 * d * pairs, "assign": 2.0 * d * n * k if across else 0.0,
-              "stream": streamed * n * d * 4, "serial-stream": 0.0 if whole else 2.0 * n * d * itemsize,
-              "rounds": rounds},
-        parts=max(parts, limits.n_threads),
-    )  # fmt: skip
-
-
-def rank_memory(n: int, limits: Limits) -> int:
-    """Return the bytes of a task that ranks some of n rows, and of the shuffle that brings them there."""
-    shuffle = limits.shuffle_memory(SORT_KEY_BYTES * n) if n > limits.rank_rows else 0
-    return min(n, limits.rank_rows) * RANK_ROW_BYTES + shuffle
-
-
-def selection_plan(
-    title: str, *, n: int, k: int, row_bytes: int, chunk_rows: int, limits: Limits, steps: int = 10
-) -> StagePlan:
-    """Return the plan of a stage that ranks rows within k clusters and keeps the first ones.
-
-    ``steps`` are the tasks for each chunk; where one task ranks all rows, they are fewer.
-    """
-    steps = steps if n > limits.rank_rows else min(steps, 8)
-    chunks = -(-n // chunk_rows)
-    rank = rank_memory(n, limits)
-    return StagePlan(
-        stage=title,
-        rows=n,
-        bytes_read=0,
-        flops=0,
-        tasks=steps * chunks + 8,
-        peak_memory=limits.peak(rank + min(n, chunk_rows) * 40 + k * 48),
-        disk=n * row_bytes + k * 40,
-        work={"rounds": 8},
-        parts=limits.n_threads,
-    )

@@ -30,6 +30,7 @@ from daskcurate.members import (
 from daskcurate.nodes import checked_embeddings
 from daskcurate.rows import RowSource, block_numbers
 from daskcurate.selection import Selection, selection_or_none
+from daskcurate.stage_plans import ChunkSteps
 from daskcurate.store import write_block
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class DensityPrune(Selection):
 
     kind = "density_prune"
     reason = "pruned"
+    chunk_steps = ChunkSteps(tasks=5, reads=6, rounds=4, kept=6, cosines=2)
 
     @property
     def title(self) -> str:
@@ -224,6 +226,7 @@ class PrototypePrune(Selection):
 
     kind = "prototype_prune"
     reason = "pruned"
+    chunk_steps = ChunkSteps(tasks=7, reads=3, rounds=8, kept=2, cosines=1)
 
     @property
     def per_cluster(self) -> np.ndarray:
@@ -327,6 +330,7 @@ class RandomPrune(Selection):
 
     kind = "random_prune"
     reason = "pruned"
+    chunk_steps = ChunkSteps(tasks=7, reads=0, rounds=6, kept=1)
 
     def execute(self, run: Any) -> dict[str, Any]:
         """Keep the rows with the smallest hashes."""

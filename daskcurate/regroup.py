@@ -80,6 +80,16 @@ def _split(frames: list[pd.DataFrame], n_partitions: int) -> list[pd.DataFrame]:
     return [frame.iloc[order[edges[i] : edges[i + 1]]] for i in range(n_partitions)]
 
 
+def regrouped(rows: np.ndarray, partition: np.ndarray) -> list[pd.DataFrame]:
+    """Return the rows (m, d) of each partition, as :func:`regroup` does in one task: what a plan goes by."""
+    half = len(rows) // 2
+    frames = [
+        pd.DataFrame({"partition": partition[part].astype(np.int64), "cells": to_cells(rows[part])})
+        for part in (slice(0, half), slice(half, None))
+    ]
+    return _split(frames, int(partition.max(initial=0)) + 1)
+
+
 def _take(parts: list[Any], i: int) -> Any:
     return parts[i]
 

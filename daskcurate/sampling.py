@@ -23,6 +23,7 @@ from daskcurate.members import (
     write_small,
 )
 from daskcurate.selection import Selection, selection_or_none
+from daskcurate.stage_plans import ChunkSteps
 from daskcurate.store import write_block
 
 
@@ -31,7 +32,7 @@ class HierarchicalSample(Selection):
 
     kind = "hierarchical_sample"
     reason = "not sampled"
-    plan_steps = 7
+    chunk_steps = ChunkSteps(tasks=4, reads=4, rounds=2, kept=2)
 
     @property
     def title(self) -> str:

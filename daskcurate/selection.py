@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,8 +12,9 @@ import numpy as np
 from daskcurate.config import Config
 from daskcurate.embeddings import Embeddings
 from daskcurate.nodes import GivenArray, GivenDaskArray, Stage, checked_embeddings
-from daskcurate.planning import Limits, StagePlan, selection_plan
+from daskcurate.planning import Limits, StagePlan
 from daskcurate.reading import blocks_of
+from daskcurate.stage_plans import ChunkSteps, selection_plan
 from daskcurate.store import write_block
 
 
@@ -46,8 +48,8 @@ class Selection(Stage):
 
     reason: ClassVar[str] = "not selected"
     """Why a row that this stage drops is not in the end result."""
-    plan_steps: ClassVar[int] = 10
-    """Tasks that the stage makes for each chunk, about."""
+    chunk_steps: ClassVar[ChunkSteps] = ChunkSteps()
+    """What the stage does for each chunk, about."""
 
     @staticmethod
     def from_mask(mask: Any, *, emb: Embeddings | None = None) -> Selection:
@@ -108,8 +110,20 @@ class Selection(Stage):
             row_bytes=4,
             chunk_rows=chunk,
             limits=limits,
-            steps=self.plan_steps,
+            steps=self._steps(),
+            d=0 if emb is None else emb.dim,
         )
+
+    def _steps(self) -> ChunkSteps:
+        """Return what the stage does for each chunk, with these inputs."""
+        steps = self.chunk_steps
+        if self.within is not None:  # a mask with the labels, where these are read
+            steps = dataclasses.replace(steps, reads=steps.reads + 2)
+        clustering = self.inputs.get("clustering")
+        if clustering is not None and clustering.metric != "cosine":
+            more = steps.cosines
+            steps = dataclasses.replace(steps, reads=steps.reads + 2 * more, row_passes=more)
+        return steps
 
     @property
     def within(self) -> Selection | None:

@@ -5,7 +5,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 import daskcurate as dc
-from daskcurate import global_greedy, planning, pool_blocks
+from daskcurate import global_greedy, planning, pool_blocks, stage_plans
 from daskcurate.planning import bound_pays
 
 N, K = 260, 6
@@ -269,7 +269,8 @@ def test_the_plan_says_how_many_pairs(client, pool, tmp_path, monkeypatch):
     assert found.attributes["pairs"] == pytest.approx(planned.stages[0].pairs, rel=0.1)
     assert found.attributes["pairs"] < 3000 * 2999 // 2 / 10
     within = dc.plan(dc.semantic_dedup(emb, flat, eps=0.02)).stages[0]
-    assert within.pairs == 3000 * (3000 // 40 - 1) // 2
+    assert within.pairs == (flat.sizes * (flat.sizes - 1) // 2).sum()
+    assert dc.plan(dc.semantic_dedup(emb, lazy, eps=0.02)).stages[-1].pairs == 3000 * (3000 // 40 - 1) // 2
     large = dc.plan(dc.semantic_dedup(emb, flat, eps=1, scope="global")).stages[0]
     assert large.pairs == 3000 * 2999 // 2  # the bound would ask for nearly all
 
@@ -281,7 +282,7 @@ def test_what_is_too_large_to_connect_is_refused(client, pool):
     for rule, fits in (("earlier", True), ("connected", False)):
         stage = dc.semantic_dedup(emb, flat, eps=0.1, rule=rule, scope="global")
         peak = [
-            planning.dedup_plan(
+            stage_plans.dedup_plan(
                 "d", n=n, d=384, itemsize=2, chunk_rows=10**5, k=1000, tile=1024, scope="global", rule=rule,
                 limits=planning.Limits(4, 4, 8 << 30),
             ).peak_memory

@@ -25,6 +25,7 @@ from daskcurate.choosing.fitting import (
     scaled,
 )
 from daskcurate.config import KEEPS, METRICS, check_choice, check_int, check_number
+from daskcurate.device import on_device
 from daskcurate.embeddings import Embeddings
 from daskcurate.io.layout import chunk_bounds
 from daskcurate.kernels.assign import nearest, unit_rows
@@ -275,7 +276,8 @@ def _probe_chunk(
 ) -> tuple[EarlierMatch, np.ndarray]:
     """Return the probes' matches among the rows of a chunk, and the chunk's rows of each cluster."""
     block = _ordered(emb.rows.read(start, stop), np.arange(start, stop, dtype=np.int64), centroids, order)
-    return match_probes(probes, block), np.bincount(block.labels, minlength=len(centroids)).astype(np.int64)
+    found = on_device(match_probes)(probes, block)
+    return found, np.bincount(block.labels, minlength=len(centroids)).astype(np.int64)
 
 
 def _merged(parts: list[tuple[EarlierMatch, np.ndarray]]) -> tuple[EarlierMatch, np.ndarray]:

@@ -1,6 +1,7 @@
 """How many rows each cluster gives: balanced sampling down a hierarchy, and density-based pruning.
 
-Only cluster sizes come in, never lists of rows. Host arrays only: there is one number a cluster.
+Only cluster sizes come in, never lists of rows. Host arrays by design: there is one number a cluster, from loops
+that share out what the last step left, and nothing that a device would do faster than the copy to it takes.
 """
 
 from collections.abc import Sequence

@@ -3,6 +3,8 @@
 A step that cannot be shared out over the cluster (drawing seeds one after another, a small fit that is not
 worth the rounds) would use one core of many. Such a task is given the cores of its host here. Pieces are
 cut by size alone and put together in their order, so that the number of threads changes no bit.
+
+It handles calls, not arrays, and on a GPU tasks are given one thread: there is nothing for a device here.
 """
 
 import threading

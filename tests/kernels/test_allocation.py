@@ -1,3 +1,5 @@
+"""How many rows each cluster gives, against counting up. Arrays of the host alone, as the kernel takes by design."""
+
 import itertools
 import time
 

@@ -1,11 +1,15 @@
-"""Probes against all rows of their clusters, and what is estimated from a sample."""
+"""Probes against all rows of their clusters, and what is estimated from a sample.
+
+The estimates take counts of the host alone, one number a cluster or a threshold.
+"""
 
 import numpy as np
 import pytest
 
+from daskcurate.arrays import to_host
 from daskcurate.kernels import probing
 from daskcurate.kernels.probing import Ordered, match_probes, pairs_within, wilson
-from daskcurate.kernels.similarity import merge_earlier
+from daskcurate.kernels.similarity import EarlierMatch, merge_earlier
 
 
 def brute(probes, block):
@@ -24,14 +28,18 @@ def brute(probes, block):
     return np.array(similarity), matches
 
 
-def ordered(rng, numbers, x, labels, keys):
+def ordered(numbers, x, labels, keys):
     return Ordered(x[numbers], numbers, labels[numbers], keys[numbers])
+
+
+def on(xp, rows):
+    return Ordered(*map(xp.asarray, rows))
 
 
 @pytest.mark.parametrize("tile", [3, 1024])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("seed", range(4))
-def test_probes_find_their_match_whatever_the_blocks(monkeypatch, seed, dtype, tile):
+def test_probes_find_their_match_whatever_the_blocks(xp, monkeypatch, seed, dtype, tile):
     monkeypatch.setattr(probing, "TILE", tile)
     rng = np.random.default_rng(seed)
     n = 150
@@ -41,26 +49,27 @@ def test_probes_find_their_match_whatever_the_blocks(monkeypatch, seed, dtype, t
     labels[labels == 5] = 6  # an empty cluster
     labels[60:80] = labels[:20]
     keys = np.round(rng.random(n), 1)  # many ties
-    whole = ordered(rng, np.arange(n), x, labels, keys)
-    probes = ordered(rng, np.sort(rng.choice(n, 40, replace=False)), x, labels, keys)
+    whole = ordered(np.arange(n), x, labels, keys)
+    probes = ordered(np.sort(rng.choice(n, 40, replace=False)), x, labels, keys)
     expected, matches = brute(probes, whole)
     for edges in ([0, n], [0, 1, 50, 51, n]):
         found = None
         for start, stop in zip(edges[:-1], edges[1:], strict=True):
-            part = match_probes(probes, ordered(rng, np.arange(start, stop), x, labels, keys))
+            part = match_probes(on(xp, probes), on(xp, ordered(np.arange(start, stop), x, labels, keys)))
             found = part if found is None else merge_earlier(found, part)
+        found = EarlierMatch(*map(to_host, found))
         np.testing.assert_allclose(found.similarity, expected, atol=1e-6)
         assert all(one in some for one, some in zip(found.position, matches, strict=True))
     copies = np.isin(probes.numbers, np.arange(60, 80)) & (keys[probes.numbers] >= keys[probes.numbers - 60])
     assert (found.similarity[copies] == 1).all()
 
 
-def test_no_probe_and_no_row():
+def test_no_probe_and_no_row(xp):
     rng = np.random.default_rng(0)
     x, labels, keys = rng.random((9, 3), np.float32), np.zeros(9, np.int32), np.zeros(9)
-    none, some = (ordered(rng, np.arange(m), x, labels, keys) for m in (0, 9))
+    none, some = (on(xp, ordered(np.arange(m), x, labels, keys)) for m in (0, 9))
     assert len(match_probes(none, some).similarity) == 0
-    assert (match_probes(some, none).position == -1).all()
+    assert (to_host(match_probes(some, none).position) == -1).all()
 
 
 def test_pairs_within_is_unbiased():

@@ -1,4 +1,7 @@
-"""Threads within a kernel: the same results in the same order, and only where they were given."""
+"""Threads within a kernel: the same results in the same order, and only where they were given.
+
+There are no arrays here, and so nothing to run on a device: tasks are given one thread where they compute on a GPU.
+"""
 
 import threading
 
