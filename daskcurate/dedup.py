@@ -16,7 +16,7 @@ from daskcurate.kernels.draws import derive_seed
 from daskcurate.kernels.similarity import TILE, is_duplicate
 from daskcurate.kernels.threads import spread
 from daskcurate.kmeans import Clustering
-from daskcurate.matching import MATCHES, Share, fits_shares, match_clusters, share_tasks
+from daskcurate.matching import MATCHES, match_clusters
 from daskcurate.members import (
     Members,
     SortKey,
@@ -32,6 +32,7 @@ from daskcurate.pruning import rows_clustering
 from daskcurate.reading import blocks_of
 from daskcurate.regroup import regroup
 from daskcurate.selection import Selection, ThresholdSelection, selection_or_none
+from daskcurate.small_pools import Share, fits_shares, share_tasks
 from daskcurate.stage_plans import dedup_plan
 from daskcurate.store import write_block
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from daskcurate.matching import SHARES
 from daskcurate.planning import (
     POOL_ROW_BYTES,
     RANK_ROW_BYTES,
@@ -12,6 +11,7 @@ from daskcurate.planning import (
     StagePlan,
     tree_tasks,
 )
+from daskcurate.small_pools import SHARES
 
 CHUNK_READ = 0.2
 """What each chunk of an array takes to read or write, beside the first, in arrays that are opened for it."""
@@ -139,7 +139,7 @@ class _Sizes:
 
 
 def _whole(sizes: _Sizes) -> tuple[int, dict[str, float], int]:
-    """Return tasks, work and parts of a dedup within clusters by a task a worker: see ``matching.match_share``."""
+    """Return tasks, work and parts of a dedup within clusters by a task a worker: see ``small_pools.match_share``."""
     limits = sizes.limits
     parts = 1 if limits.on_gpu else min(limits.n_workers, SHARES)
     chunks = CHUNK_READ * sizes.chunks

@@ -5,7 +5,7 @@ import pytest
 from oracles import blobs
 
 import daskcurate as dc
-from daskcurate import matching
+from daskcurate import small_pools
 from daskcurate.members import Members, SortKey
 
 
@@ -62,7 +62,8 @@ def test_shares_make_the_whole_to_the_bit(client, pool, rule, tmp_path):
     found = []
     for parts in (1, 2, 3, 20):
         shares = [
-            matching.match_share(members, SortKey("cosine"), rule, 0.02, part, parts) for part in range(parts)
+            small_pools.match_share(members, SortKey("cosine"), rule, 0.02, part, parts)
+            for part in range(parts)
         ]
         number, similarity, match = map(np.concatenate, zip(*shares, strict=True))
         order = np.argsort(number)
@@ -77,7 +78,7 @@ def test_shares_are_of_about_equal_work():
     rng = np.random.default_rng(0)
     labels = np.concatenate([np.full(7, -1), rng.zipf(1.7, 20_000).clip(max=999)])
     for parts in (1, 2, 3, 8):
-        place, owner = matching._places(labels, 1100, parts)
+        place, owner = small_pools._places(labels, 1100, parts)
         sizes = np.bincount(labels[labels >= 0], minlength=1100)
         assert sorted(place) == list(range(1100))
         assert (np.diff(sizes[np.argsort(place)]) <= 0).all()
