@@ -25,7 +25,7 @@ def test_one_task_finds_what_many_find(client, pool, tmp_path, monkeypatch, rule
     within = np.random.default_rng(2).random(len(x)) < 0.8 if masked else None
     node = dc.semantic_dedup(emb, flat, eps=0.02, keep=score, rule=rule, within=within, seed=4)
     whole = dc.compute(node, store=tmp_path / "whole.zarr")
-    monkeypatch.setattr(matching, "WHOLE_OPERATIONS", 0)
+    monkeypatch.setattr(small_pools, "WHOLE_OPERATIONS", 0)
     tasks = dc.compute(node, store=tmp_path / "tasks.zarr")
     assert whole.attributes["tasks"] < tasks.attributes["tasks"]
     assert 0 < whole.attributes["duplicates"] < len(x)
