@@ -147,8 +147,8 @@ class Limits:
 
     @property
     def rank_rows(self) -> int:
-        """Rows that one task ranks."""
-        return max(1 << 10, min(RANK_ROWS, self.thread_memory // (4 * RANK_ROW_BYTES)))
+        """Rows that one task ranks: an eighth of the memory, as a shuffle brings some tasks' rows before their turn."""
+        return max(1 << 10, min(RANK_ROWS, self.thread_memory // (8 * RANK_ROW_BYTES)))
 
 
 @dataclass(frozen=True)
