@@ -24,7 +24,7 @@ from daskcurate.remembering import Table, read_centroids, read_directions
 from daskcurate.rows import Block, RowBlocks, drawn_rows, tree
 from daskcurate.store import read_file, write_file, write_scratch
 
-SETTLED = 0.1
+SETTLED = {"fast": 0.1, "two-level": 0.02}
 """Passes over lists end where at most this share of the rows changed cluster ..."""
 TAILS = {"fast": (True, False, True), "two-level": (False,)}
 """... and these come after them; True: rows are compared with all centroids."""
@@ -75,7 +75,7 @@ def iterate_fast(
     note
         Called with a fraction and a text.
     """
-    tail = TAILS[config.algorithm]
+    tail, settled = TAILS[config.algorithm], SETTLED[config.algorithm]
     iteration, current, before = int(start["iteration"]), start["current"], start.get("before")
     previous, end = start["previous"], int(start.get("end", config.n_iters))
     # from rows that are seeds to means centroids move far, and once; those of k-means++ were moved on a sample
@@ -94,7 +94,7 @@ def iterate_fast(
     while under_way:
         objective, changed = run.finish(under_way, "pass")[0]
         unused, before, current, iteration = before, current, f"{name}-{iteration}", iteration + 1
-        if changed <= SETTLED * len(blocks) or lloyd.fits_tol(previous, objective, config.tol):
+        if changed <= settled * len(blocks) or lloyd.fits_tol(previous, objective, config.tol):
             end = min(end, iteration + len(tail))
         previous = objective
         under_way = begin() if iteration < end else []  # the workers go on while this process keeps the books

@@ -20,8 +20,8 @@ from daskcurate.rows import BLOCKS, PIECE_BYTES, chunks_per_block
 from daskcurate.seeds import SAMPLE_ROWS, SAMPLE_UPDATES, greedy_rows, seeds_at_once
 from daskcurate.two_level import COARSE_ROWS, PARTITIONS, SEED_ROWS, UPDATES
 
-PASSES, PASSES_MORE = 7, 1.0
-"""Passes through lists until rows settle with 80 rows a cluster, and more with twice as many."""
+PASSES, PASSES_MORE, PASSES_TWO_LEVEL = 7, 1.0, 5
+"""Passes through lists until rows settle with 80 rows a cluster, more with twice as many, and of ``two-level``."""
 NARROW_SHARE = 0.5
 """Share of all directions that rows of embeddings take in their leading ones, about."""
 SUMS_BYTES = 48 << 20
@@ -307,7 +307,8 @@ class _Made:
         """Count the passes of the algorithms besides Lloyd's; see :func:`daskcurate.fast_loop.iterate_fast`."""
         k, config = self.k, self.config
         tail = TAILS[config.algorithm]
-        passes = min(restricted_passes(n / k) + len(tail), config.n_iters)
+        more = PASSES_TWO_LEVEL if config.algorithm == "two-level" else 0
+        passes = min(restricted_passes(n / k) + more + len(tail), config.n_iters)
         over_all = min(sum(tail), passes)
         groups = min(k / 4, 4 * math.sqrt(k))
         self.work["listed"] += 2 * n * width * list_size(k) * (passes - over_all)
