@@ -147,7 +147,7 @@ class Limits:
 
     @property
     def rank_rows(self) -> int:
-        """Rows that one task ranks, in an eighth of its memory: a shuffle brings the rows of some before their turn."""
+        """Rows that one task ranks, in an eighth of its memory: a shuffle brings rows before their turn."""
         return max(1 << 10, min(RANK_ROWS, self.thread_memory // (8 * RANK_ROW_BYTES)))
 
 
