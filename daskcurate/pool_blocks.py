@@ -18,7 +18,7 @@ from dask.delayed import Delayed
 from daskcurate.device import place
 from daskcurate.kernels.draws import row_uniform
 from daskcurate.kernels.pool_pairs import Bound, PoolBlock, row_norms, sketch_basis
-from daskcurate.matching import ROWS, cut
+from daskcurate.matching import cut
 from daskcurate.members import Members, load_labels, read_small, write_small
 from daskcurate.planning import Limits, bound_pays
 from daskcurate.regroup import from_cells, regroup, to_cells
@@ -72,6 +72,12 @@ def _sample(members: Members) -> tuple[np.ndarray, np.ndarray]:
         rows.append(members.source.read(start, stop)[own >= 0])
         labels.append(own[own >= 0])
     return np.concatenate(rows), np.concatenate(labels)
+
+
+ROWS = pd.DataFrame(
+    {"partition": np.empty(0, "i8"), "label": np.empty(0, "i4"), "rank": np.empty(0, "i8"), "row": np.empty(0, "i8"),
+     "cells": to_cells(np.empty((0, 1), "f4"))}
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

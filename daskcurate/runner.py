@@ -226,7 +226,7 @@ class LooseTasks:
         self, function: Callable[..., Any], *args: Any, name: str, key: Any = 0, threads: int = 1
     ) -> Delayed:
         """Return a lazy task called ``name`` in the dashboard; ``key`` tells it from its siblings."""
-        return self.task(function, *args, name=name, key=key, threads=threads)
+        return task(function, *args, name=name, key=f"{self.token}-{key}", threads=threads)
 
     def gather(self, tasks: Sequence[Delayed]) -> list[Any]:
         """Run tasks and return their results, which must be small; cancel the others where one fails."""

@@ -98,7 +98,7 @@ def test_rows_are_looked_at_in_their_leading_directions(client, pool, tmp_path, 
 
 def test_resampled_rows_are_looked_at_in_the_pool_s_directions(client, pool, tmp_path, monkeypatch):
     seen, plain = [], narrowing.narrowed
-    monkeypatch.setattr(KMEANS, "narrowed", lambda *args: seen.append(args[-1]) or plain(*args))
+    monkeypatch.setattr(KMEANS, "narrowed", lambda *args: seen.append(args[2:4]) or plain(*args))
     x = with_leading_directions(4)
     tree = dc.hierarchical_kmeans(
         pool(x, chunk_rows=400), [150, 20], sample_sizes=[8, 2], n_resamples=2, algorithm="fast", n_iters=3
