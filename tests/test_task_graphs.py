@@ -7,7 +7,7 @@ from dask.delayed import Delayed
 from oracles import blobs
 
 import daskcurate as dc
-from daskcurate import fitting, matching, runner, splitting
+from daskcurate import fitting, runner, small_pools, splitting
 
 N = 2250
 
@@ -40,7 +40,7 @@ def emb(pool, monkeypatch):
     """A pool in nine chunks with clusters too large for one task, none of which is small enough for short cuts."""
     monkeypatch.setattr(fitting, "LOCAL_BYTES", 0)
     monkeypatch.setattr(splitting, "PART_BYTES", 4 * 5 * 60)
-    monkeypatch.setattr(matching, "WHOLE_OPERATIONS", 0)
+    monkeypatch.setattr(small_pools, "WHOLE_OPERATIONS", 0)
     return pool(blobs(4, n=N, centres=3), chunk_rows=N // 9)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from distributed import Client, as_completed
 
 import daskcurate as dc
-from daskcurate import fitting, matching, planning, runner
+from daskcurate import fitting, planning, runner, small_pools
 from daskcurate.io import pool as pool_io
 
 ROWS, DIM, CHUNK = 2400, 12, 300
@@ -97,7 +97,7 @@ def same_as(result, wanted):
 def distribute(patch):
     """Make k-means run Lloyd's loop, and dedup its tasks, over the cluster although the rows are few."""
     patch(fitting, "LOCAL_BYTES", 0)
-    patch(matching, "WHOLE_OPERATIONS", 0)
+    patch(small_pools, "WHOLE_OPERATIONS", 0)
 
 
 def shuffle(patch):
