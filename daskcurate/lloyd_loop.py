@@ -19,7 +19,7 @@ from daskcurate.arrays import to_host
 from daskcurate.config import KMeansConfig
 from daskcurate.device import left_on_device, on_device
 from daskcurate.kernels import lloyd
-from daskcurate.kernels.assign import Scorer
+from daskcurate.kernels.assign import Scorer, nearest_by_leading
 from daskcurate.kernels.distances import own_distances, squared
 from daskcurate.remembering import Table, assign_block, read_centroids, step_block
 from daskcurate.rows import Block, Narrow, NarrowBlock, RowBlocks, add, tree
@@ -186,7 +186,11 @@ def _move(source: str, target: str, empty: np.ndarray, far: lloyd.Farthest) -> i
 def assigned_block(block: Block, narrow: NarrowBlock | None, table: Table, rows_name: str) -> Assigned:
     """Assign the rows of a block to their nearest centroids."""
     scorer = table.scorer()
-    return assigned_rows(block, assign_block(block, scorer, rows_name, narrow).labels, scorer)
+    if narrow is None:
+        labels = assign_block(block, scorer, rows_name).labels
+    else:
+        labels = nearest_by_leading(block.rows, scorer, narrow.leading)
+    return assigned_rows(block, labels, scorer)
 
 
 def assigned_rows(block: Block, labels: np.ndarray, scorer: Scorer) -> Assigned:

@@ -17,7 +17,7 @@ from daskcurate.arrays import Array, namespace_of
 from daskcurate.device import at_hand, left_on_device, on_device
 from daskcurate.kernels.assign import Assignment, Scorer, assign
 from daskcurate.kernels.bounded import reassign
-from daskcurate.kernels.leading import Directions, Leading
+from daskcurate.kernels.leading import Directions
 from daskcurate.kernels.lloyd import Last, Partial, moves_of, step_chunk
 from daskcurate.store import read_block
 
@@ -113,7 +113,7 @@ def _moved(before: Array, after: Array) -> Array:
 
 
 @on_device
-def assign_block(block: Any, scorer: Scorer, rows_name: str, narrow: Any = None) -> Assignment:
+def assign_block(block: Any, scorer: Scorer, rows_name: str) -> Assignment:
     """Return the nearest centroids of a block's rows.
 
     Parameters
@@ -122,15 +122,13 @@ def assign_block(block: Any, scorer: Scorer, rows_name: str, narrow: Any = None)
         A :class:`daskcurate.rows.Block`.
     rows_name
         What the block was cut from: with its first row number it names the block.
-    narrow
-        The :class:`daskcurate.rows.NarrowBlock` of the same rows, where the scorer has directions.
     """
     before = _recall(block, scorer, rows_name)
     if before is None:
-        found = assign(block.rows, scorer, _leading(narrow))
+        found = assign(block.rows, scorer)
     else:
         moves = _moved(before.centroids, scorer.centroids)
-        found = reassign(block.rows, scorer, before.assignment, moves, _leading(narrow))
+        found = reassign(block.rows, scorer, before.assignment, moves)
     _keep(block, scorer, rows_name, found, None)
     return found
 
@@ -147,10 +145,6 @@ def step_block(block: Any, scorer: Scorer, rows_name: str) -> Partial:
     _keep(block, scorer, rows_name, found.assignment, found.partial)
     assert found.partial is not None
     return found.partial
-
-
-def _leading(narrow: Any) -> Leading | None:
-    return None if narrow is None else narrow.leading
 
 
 def _recall(block: Any, scorer: Scorer, rows_name: str) -> _Entry | None:

@@ -342,24 +342,14 @@ def nearest(x: Array, centroids: Array, metric: str) -> Array:
     return assign(x, Scorer(centroids, metric)).labels
 
 
-def assign(x: Array, scorer: Scorer, leading: Leading | None = None) -> Assignment:
-    """Return the nearest centroid of each row, with bounds for the next pass.
-
-    Parameters
-    ----------
-    leading
-        The same rows in the scorer's leading directions: labels are the same, for less work.
-    """
+def assign(x: Array, scorer: Scorer) -> Assignment:
+    """Return the nearest centroid of each row, with bounds for the next pass."""
     xp, m = scorer.xp, x.shape[0]
     labels, second = xp.empty(m, dtype=np.int32), xp.empty(m, dtype=np.float32)
     step = tile_rows(scorer.table.shape[0], xp)
-    narrow = None if leading is None else scorer.leading
     for start in range(0, m, step):
         part = slice(start, start + step)
         tile = scorer.tile(x[part])
-        if leading is not None and narrow is not None:
-            labels[part], second[part] = _assign_narrow(x[part], scorer, tile, narrow, leading.of(part))
-            continue
         found = scorer.decide(x[part], tile)
         labels[part] = found.labels
         above = found.second if found.error is tile.error else found.second + found.error
@@ -367,10 +357,28 @@ def assign(x: Array, scorer: Scorer, leading: Leading | None = None) -> Assignme
     return Assignment(labels, second)
 
 
-def _assign_narrow(
-    x: Array, scorer: Scorer, tile: Tile, narrow: LeadingTable, lead: Leading
-) -> tuple[Array, Array]:
-    """Return labels and bounds as :func:`assign` does, comparing rows in full with near centroids only.
+def nearest_by_leading(x: Array, scorer: Scorer, leading: Leading) -> Array:
+    """Return the nearest centroid of each row, (m,) int32: the same as :func:`assign`, for less work.
+
+    Parameters
+    ----------
+    leading
+        The same rows in the scorer's leading directions.
+    """
+    xp, m, narrow = scorer.xp, x.shape[0], scorer.leading
+    if narrow is None:
+        return assign(x, scorer).labels
+    labels = xp.empty(m, dtype=np.int32)
+    step = tile_rows(scorer.table.shape[0], xp)
+    for start in range(0, m, step):
+        part = slice(start, start + step)
+        tile, lead = scorer.tile(x[part]), leading.of(part)
+        labels[part] = _nearest_of_tile(x[part], scorer, tile, narrow, lead)
+    return labels
+
+
+def _nearest_of_tile(x: Array, scorer: Scorer, tile: Tile, narrow: LeadingTable, lead: Leading) -> Array:
+    """Return the nearest centroids, comparing rows in full with those only that may be it.
 
     Upper bounds of all scores come from the leading directions. The centroid with the highest is measured in
     full, and then all others whose bound reaches its score.
@@ -384,32 +392,25 @@ def _assign_narrow(
     reach = scorer.upper(tile, score).astype(np.float64)
     floor = (lead.squares - reach * reach) / 2 - 2 * narrow.error(lead)
     floor = (floor - abs(floor) * 1e-6).astype(np.float32)
-    other = above.max(axis=1)
-    open_rows = xp.nonzero(other >= floor)[0]
-    if not len(open_rows):
-        return labels, narrow.lower(lead, other)
-    # the candidates of the open rows are measured in full; the bounds that are left hold for all others
-    rest, count = above[open_rows], len(open_rows)
-    row, column = xp.divmod(xp.flatnonzero(rest >= floor[open_rows, None]), above.shape[1])
-    rest[row, column] = -np.inf
-    other[open_rows] = rest.max(axis=1)
-    second = narrow.lower(lead, other)
+    row, column = xp.divmod(xp.flatnonzero(above >= floor[:, None]), above.shape[1])
+    if not len(row):
+        return labels
     found = xp.empty(len(row), np.float32)
     for start in range(0, len(row), PAIRS // 8):
         some = slice(start, start + PAIRS // 8)
-        found[some] = row_dots(tile.rows[open_rows[row[some]]], scorer.table[column[some]])
-    row, column = xp.concatenate([row, xp.arange(count)]), xp.concatenate([column, labels[open_rows]])
-    found = xp.concatenate([found, score[open_rows]])
-    order = xp.lexsort(xp.stack([-found, row.astype(np.float32)]))  # row numbers of a tile fit float32
+        found[some] = row_dots(tile.rows[row[some]], scorer.table[column[some]])
+    # the best of each row's others stands first: row numbers of a tile fit float32
+    order = xp.lexsort(xp.stack([-found, row.astype(np.float32)]))
     row, column, found = row[order], column[order], found[order]
-    first = xp.searchsorted(row, xp.arange(count))
-    runner_up = xp.minimum(first + 1, len(row) - 1)
-    has = (runner_up > first) & (row[runner_up] == xp.arange(count))
-    top, next_best = found[first], xp.where(has, found[runner_up], np.float32(-np.inf))
-    labels[open_rows] = column[first]
-    part = tile.of(open_rows)
-    second[open_rows] = xp.minimum(second[open_rows], scorer.lower(part, next_best))
-    unclear = xp.nonzero(~(next_best < top - 2 * part.error))[0]
+    first = xp.ones(len(row), dtype=bool)
+    first[1:] = row[1:] != row[:-1]
+    best = score.copy()
+    best[row[first]] = xp.maximum(score[row[first]], found[first])
+    floor = best - 2 * tile.error
+    close = (score >= floor).astype(np.int64) + xp.bincount(row[found >= floor[row]], minlength=m)
+    wins = first & (found > score[row])
+    labels[row[wins]] = column[wins]
+    unclear = xp.nonzero(close > 1)[0]
     if len(unclear):
-        labels[open_rows[unclear]] = scorer.settle(x[open_rows[unclear]], part.of(unclear), top[unclear])
-    return labels, second
+        labels[unclear] = scorer.settle(x[unclear], tile.of(unclear), best[unclear])
+    return labels

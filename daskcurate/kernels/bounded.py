@@ -10,7 +10,6 @@ import numpy as np
 
 from daskcurate.arrays import Array, row_dots, to_host
 from daskcurate.kernels.assign import Assignment, Scorer, assign, tile_rows
-from daskcurate.kernels.leading import Leading
 
 LOUD_SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 """Shares of the centroids tried as those that are compared with every row."""
@@ -20,9 +19,7 @@ OWN_COST = 0.1
 """Work of a bounded pass besides its products, as a share of a pass without bounds."""
 
 
-def reassign(
-    x: Array, scorer: Scorer, before: Assignment, moves: Array, leading: Leading | None = None
-) -> Assignment:
+def reassign(x: Array, scorer: Scorer, before: Assignment, moves: Array) -> Assignment:
     """Return what :func:`assign` returns, skipping what the bounds of the last pass allow to skip.
 
     Parameters
@@ -33,11 +30,9 @@ def reassign(
         Labels and bounds by the centroids of the last pass.
     moves
         (k,) float64: how far each centroid has moved since.
-    leading
-        The rows in the scorer's leading directions, as for :func:`assign`.
     """
     if not scorer.skips:
-        return assign(x, scorer, leading)
+        return assign(x, scorer)
     xp, m = scorer.xp, x.shape[0]
     labels, second = before.labels.copy(), before.second.copy()
     # no scores of all centroids are held here: narrow rows may be many at once
@@ -49,7 +44,7 @@ def reassign(
         own[start : start + step], upper[start : start + step] = score, scorer.upper(tile, score)
     count = loud_count(to_host(second - upper), to_host(moves))
     if count is None:
-        return assign(x, scorer, leading)
+        return assign(x, scorer)
     order = xp.argsort(moves, kind="stable")
     loud = xp.sort(order[len(order) - count :])
     quiet = order[: len(order) - count]
@@ -74,8 +69,7 @@ def reassign(
             second[i] = xp.minimum(second[i], scorer.lower(tile, top))
     again = xp.nonzero(doubtful)[0]
     if len(again):
-        part = None if leading is None else leading.of(again)
-        labels[again], second[again] = assign(x[again], scorer, part)
+        labels[again], second[again] = assign(x[again], scorer)
     return Assignment(labels, second)
 
 

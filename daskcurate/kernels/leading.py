@@ -151,9 +151,3 @@ class LeadingTable:
         return 1.1 * (self._share + 3 * self._rounding) * length * reach + self._rounding * (
             reach * reach + lead.squares
         )
-
-    def lower(self, lead: Leading, bounds: Array) -> Array:
-        """Return lower bounds (m,) float32 of the distances that belong to ``bounds`` (m,)."""
-        xp = namespace_of(bounds)
-        square = lead.squares - 2 * (bounds.astype(np.float64) + 2 * self.error(lead))
-        return (xp.sqrt(xp.maximum(square, 0)) * (1 - 1e-6)).astype(np.float32)
