@@ -17,7 +17,7 @@ import numpy as np
 
 from daskcurate.arrays import Array, namespace_of, row_dots, to_host
 
-SHARE = 0.85
+SHARE = 0.9
 """Share of the variance that the directions must hold ..."""
 MOST = 0.6
 """... and the share of all directions that they may be at most: else they are not worth it."""

@@ -24,11 +24,12 @@ TILE = 32
 """Rows of a group that are gathered together."""
 GROUPED_SEEDS, GROUPED_ROWS = 100, 4096
 """From so many seeds and rows on, candidates are compared with the rows of near groups only."""
-LOW_WIDTH, LOW_GROUPS = 3, 4
-"""Up to this width there are so many times as many groups: a group then has few neighbours."""
-NEAR_GROUPS = 8
-"""Groups, of sqrt(k), that a candidate is compared with (24 000 rows of texts, k = 2000, ten Lloyd updates: 4 of them
-cost 0.2 % of inertia, 6 and more below 0.1 %) ..."""
+GROUPS = 4
+"""There are this many times sqrt(k) groups."""
+NEAR_GROUPS = 12
+"""Groups that a candidate is compared with ..."""
+LOW_WIDTH, LOW_NEAR_GROUPS = 3, 8
+"""... and so many up to this width, where a group has fewer neighbours ..."""
 FIRST_GROUPS = 8
 """... and more while there are few seeds: this many times the groups over the seeds."""
 GROUP_ROWS, GROUP_UPDATES = 64, 4
@@ -62,7 +63,7 @@ def operations(m: int, d: int, k: int) -> float:
     """Return the operations of :func:`kmeans_plusplus` for k seeds of m rows of width d, about."""
     compared = float(trials(k))
     if is_grouped(m, k):
-        compared = 1 + compared * min(1.0, NEAR_GROUPS / _group_count(k, d))
+        compared = 1 + compared * min(1.0, _near_groups(d) / _group_count(k))
     return 2 * m * d * k * compared
 
 
@@ -71,8 +72,12 @@ def is_grouped(m: int, k: int) -> bool:
     return k >= GROUPED_SEEDS and m >= GROUPED_ROWS
 
 
-def _group_count(k: int, d: int) -> int:
-    return round(math.sqrt(k) * (LOW_GROUPS if d <= LOW_WIDTH else 1))
+def _group_count(k: int) -> int:
+    return round(GROUPS * math.sqrt(k))
+
+
+def _near_groups(d: int) -> int:
+    return LOW_NEAR_GROUPS if d <= LOW_WIDTH else NEAR_GROUPS
 
 
 def kmeans_plusplus(x: Array, k: int, rng: np.random.Generator, weights: Array | None = None) -> np.ndarray:
@@ -261,7 +266,7 @@ class _Field:
 
     def _reach(self, seeds: int) -> int:
         n_groups = len(self.bounds) - 1  # a seed of few is near to many rows
-        return min(n_groups, max(NEAR_GROUPS, -(-FIRST_GROUPS * n_groups // seeds)))
+        return min(n_groups, max(_near_groups(self.rows.shape[1] - 1), -(-FIRST_GROUPS * n_groups // seeds)))
 
     def drawn(self, rows: np.ndarray, seeds: int) -> _Drawn:
         """Return rows that were drawn, with their scores."""
@@ -314,7 +319,7 @@ def _groups(x: np.ndarray, k: int, rng: np.random.Generator) -> tuple[np.ndarray
 
     Each group is filled up to whole tiles with -1, which is no row.
     """
-    m, count = x.shape[0], _group_count(k, x.shape[1])
+    m, count = x.shape[0], _group_count(k)
     few = x[np.sort(rng.permutation(m)[: min(m, GROUP_ROWS * count)])]
     start = few[np.sort(rng.permutation(len(few))[:count])]
     centers = lloyd([few], start, "l2", GROUP_UPDATES).centroids
