@@ -36,8 +36,15 @@ def reassign(
     leading
         The rows in the scorer's leading directions, as for :func:`assign`.
     """
+    return reassigned(x, scorer, before, moves, leading)[0]
+
+
+def reassigned(
+    x: Array, scorer: Scorer, before: Assignment, moves: Array, leading: Leading | None = None
+) -> tuple[Assignment, float]:
+    """Return what :func:`reassign` does, and its products as a share of those of a pass without bounds."""
     if not scorer.skips:
-        return assign(x, scorer, leading)
+        return assign(x, scorer, leading), 1.0
     xp, m = scorer.xp, x.shape[0]
     labels, second = before.labels.copy(), before.second.copy()
     # no scores of all centroids are held here: narrow rows may be many at once
@@ -49,7 +56,7 @@ def reassign(
         own[start : start + step], upper[start : start + step] = score, scorer.upper(tile, score)
     count = loud_count(to_host(second - upper), to_host(moves))
     if count is None:
-        return assign(x, scorer, leading)
+        return assign(x, scorer, leading), 1.0
     order = xp.argsort(moves, kind="stable")
     loud = xp.sort(order[len(order) - count :])
     quiet = order[: len(order) - count]
@@ -76,7 +83,8 @@ def reassign(
     if len(again):
         part = None if leading is None else leading.of(again)
         labels[again], second[again] = assign(x[again], scorer, part)
-    return Assignment(labels, second)
+    share = (len(again) + len(settled) * count / len(order)) / max(1, m)
+    return Assignment(labels, second), share
 
 
 def loud_count(gaps: np.ndarray, moves: np.ndarray) -> int | None:
