@@ -2,8 +2,8 @@
 
 Every stage at several numbers of rows and of clusters, on a local cluster of one worker a core, after the short
 calibration that ``dc.plan(..., calibrate=True)`` makes: once here, or at every size with ``--calibrate-each``. What a
-run takes is the least of its repeats. The
-exponents are fitted to the measured seconds. ``--stages "kmeans fast" sample`` measures some of them.
+run takes is the least of its repeats. The exponents are fitted to the measured seconds. ``--stages "kmeans fast"
+sample`` measures some of them.
 """
 
 import dataclasses

@@ -58,7 +58,8 @@ def plan(
         A run store whose finished stages are left out, and inform the plans of those that read them.
     calibrate
         Whether to measure the workers first, for some two seconds, so that the plan says how long each stage
-        takes: within about a quarter on an idle machine. It needs a client.
+        takes: within about a quarter on an idle machine. It needs a client, whose workers read some thousand rows
+        of the (first) pool for it.
 
     Raises
     ------
