@@ -1,8 +1,9 @@
 """Seconds that a plan foretells beside those that runs take: ``python benchmarks/plan_seconds.py``.
 
 Every stage at several numbers of rows and of clusters, on a local cluster of one worker a core, after the short
-calibration that ``dc.plan(..., calibrate=True)`` makes (once here). What a run takes is the least of its repeats. The
-exponents are fitted to the measured seconds. ``--stages "kmeans fast" sample`` measures some of them.
+calibration that ``dc.plan(..., calibrate=True)`` makes: once here, or at every size with ``--calibrate-each``. What a
+run takes is the least of its repeats. The exponents are fitted to the measured seconds. ``--stages "kmeans fast"
+sample`` measures some of them.
 """
 
 import dataclasses
@@ -44,6 +45,7 @@ def main() -> None:
     cli.add_argument("--rows", type=int, nargs="+", default=[20_000, 40_000, 80_000, 160_000])
     cli.add_argument("--clusters", type=int, nargs="+", default=[125, 250, 500, 1000])
     cli.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES), metavar="STAGE")
+    cli.add_argument("--calibrate-each", action="store_true", help="calibrate before each size, not once")
     args = parsed(cli, rows=[1500, 3000], clusters=[15, 30])
     if len(args.rows) < 2 or len(args.clusters) < 2:
         cli.error("give at least two --rows and two --clusters: the growth is fitted to them")
@@ -56,13 +58,14 @@ def main() -> None:
         make_local_cluster(n_workers=os.cpu_count()) as cluster,
         Client(cluster) as client,
     ):
-        seconds, rates = seconds_of(lambda: measure(client, unit_rows(args.data, 1).shape[1]))
-        print(f"calibrated in {seconds:.1f} s: {rates}", flush=True)
         for n, k in sizes:
             pool = f"{folder}/pool-{n}.zarr"
             emb = (
                 dc.open_embeddings(pool) if os.path.exists(pool) else dc.ingest(unit_rows(args.data, n), pool)
             )
+            if (n, k) == sizes[0] or args.calibrate_each:
+                seconds, rates = seconds_of(lambda emb=emb: measure(client, emb.dim, emb.rows))
+                print(f"calibrated in {seconds:.1f} s: {rates}", flush=True)
             store = f"{folder}/run-{n}-{k}.zarr"
             flat = cache(
                 lambda emb=emb, k=k, store=store: dc.compute(_fast(emb, k), store=store, progress=False)

@@ -1,19 +1,20 @@
 """What a level of k-means takes, before it runs: memory, operations, tasks, and how the work grows.
 
-How much of a Lloyd pass the bounds skip depends on the data; here it follows from the rows for each cluster, by a
-fit to runs on embeddings of texts (``benchmarks/plan_seconds.py``): nothing at first, then ever more.
+How much of a Lloyd pass the bounds skip depends on the data; here it follows from the rows for each cluster, by
+measurement of embeddings of texts, 10 to 2500 rows a cluster: nothing at first, then ever more. The calibration finds
+how much faster or slower it is on the pool's own rows (:func:`daskcurate.calibration.settling`).
 """
 
 import math
 from collections import defaultdict
-from typing import Any
+from typing import Any, NamedTuple
 
 from daskcurate.fast_loop import TAILS
 from daskcurate.fitting import is_lloyds, lloyd_fits_one_task, one_task_bytes
 from daskcurate.kernels.leading import LEAST_WIDTH, MOST
 from daskcurate.kernels.leading import SAMPLE_ROWS as DIRECTION_ROWS
 from daskcurate.kernels.restricted import list_size
-from daskcurate.kernels.seeding import OVERSAMPLING_ROUNDS, operations, trials
+from daskcurate.kernels.seeding import OVERSAMPLING_ROUNDS, effort, operations
 from daskcurate.planning import RANK_ROW_BYTES, Limits, StagePlan, tree_tasks
 from daskcurate.remembering import LIMIT_BYTES, PARTIAL_SHARE
 from daskcurate.rows import BLOCKS, PIECE_BYTES, chunks_per_block
@@ -32,10 +33,12 @@ ASSIGNED, MEASURED = 0.7, 0.7
 """Made ready to be compared; the distance to the own centroid, and its check in float64."""
 SUMMED = 0.4
 """Added up in float32."""
-BOUNDED = 1.2
-"""Made ready, compared with the own centroid, and bounds brought up to date."""
-AGAIN = 2.5
-"""Rows that the bounds leave: gathered, made ready, and the sums of their clusters."""
+BOUNDED = 2.0
+"""Made ready, compared with the own centroid, and bounds brought up to date; the sums of clusters that changed."""
+AGAIN = 1.0
+"""Rows that the bounds leave, and those compared with the centroids that moved most: gathered, made ready."""
+SLOW_END = 100
+"""Rows a cluster from which on the work of bounded passes falls slowly in the end."""
 STAGE_WRITES = 12
 """Arrays and attributes that the client makes at the start and end of a stage."""
 PASS_WRITES = 3
@@ -116,15 +119,19 @@ def working_memory(*, n: int, d: int, chunk_rows: int, config: Any, limits: Limi
     return limits.peak(max(tasks.values()), remembered + n * 12 // limits.n_workers)
 
 
-def lloyd_passes(n_iters: int, rows_per_cluster: float) -> float:
-    """Return the work of ``n_iters`` bounded passes, in passes without bounds."""
-    fall = _fall(rows_per_cluster)
-    return sum(min(1.0, math.exp((1 - t) / fall)) for t in range(n_iters))
+def lloyd_passes(n_iters: int, rows_per_cluster: float, slower: float = 1.0) -> float:
+    """Return the work of ``n_iters`` bounded passes, in passes without bounds.
+
+    ``slower``: how much slower than usual it falls.
+    """
+    fall = _fall(rows_per_cluster) * slower
+    power = 1 + 1 / (1 + (rows_per_cluster / SLOW_END) ** 2)  # many rows a cluster: a slow end
+    return sum(math.exp(-((t / fall) ** power)) for t in range(n_iters))
 
 
-def lloyd_updates(n_iters: int, rows_per_cluster: float) -> int:
+def lloyd_updates(n_iters: int, rows_per_cluster: float, slower: float = 1.0) -> int:
     """Return the passes that Lloyd's algorithm makes before nothing changes, ``n_iters`` at most."""
-    return min(n_iters, 1 + math.ceil(3.5 * _fall(rows_per_cluster)))
+    return min(n_iters, 1 + math.ceil(2.4 * _fall(rows_per_cluster) * slower))
 
 
 def restricted_passes(rows_per_cluster: float) -> int:
@@ -134,7 +141,7 @@ def restricted_passes(rows_per_cluster: float) -> int:
 
 def _fall(rows_per_cluster: float) -> float:
     """Return the passes in which the work of a bounded pass falls to 1 / e."""
-    return 23 * (1 - math.exp(-max(1.0, rows_per_cluster) / 75))
+    return 25 * (1 - math.exp(-max(1.0, rows_per_cluster) / 65))
 
 
 def kmeans_plan(
@@ -175,19 +182,51 @@ def kmeans_plan(
         "whole": "give the workers more memory or fewer threads each",
         "split": "give the workers more memory or fewer threads each",
     }[worst]
-    products = ("assign", "listed", "seed")
+    products = ("assign", "listed")
     return StagePlan(
         stage=title,
         rows=n,
         bytes_read=int(n * d * itemsize * reads),
-        flops=int(sum(v for name, v in made.work.items() if name.rpartition("-")[2] in products)),
+        flops=int(
+            sum(v for name, v in made.work.items() if name.rpartition("-")[2] in products)
+            + made.seed_operations
+        ),
         tasks=int(made.tasks),
         peak_memory=working + held // limits.n_workers,
         disk=n * 8 + k * config.n_splits * (d * 4 + 8),
         advice=advice,
         work=dict(made.work),
         parts=blocks,
+        loops=made.loops,
     )
+
+
+class LloydLoop(NamedTuple):
+    """The bounded passes of one fit by Lloyd's algorithm, which are as many as the rows make them."""
+
+    n_iters: int
+    rows_per_cluster: float
+    prefix: str
+    """``alone-`` in one task, else empty."""
+    pass_operations: float
+    """Of a pass without bounds; and the bytes of rows in a pass with them, for what they skip and what they leave."""
+    pass_bytes: float
+    update_bytes: float
+    update_tasks: int
+    """0 in one task."""
+
+    def amounts(self, passes: float = 1.0, updates: float = 1.0) -> dict[str, float]:
+        """Return the work by the rate it goes at, and ``tasks``; with the factors that the calibration found."""
+        done = lloyd_passes(self.n_iters, self.rows_per_cluster, passes)
+        made = lloyd_updates(self.n_iters, self.rows_per_cluster, updates)
+        found = {
+            f"{self.prefix}assign": self.pass_operations * done,
+            f"{self.prefix}stream": self.pass_bytes * done + self.update_bytes * made,
+        }
+        if self.update_tasks:
+            found |= {"tasks": made * self.update_tasks, "rounds": made, "serial-read": made}
+            found["serial-write"] = made * PASS_WRITES
+        return found
 
 
 class _Made:
@@ -197,6 +236,8 @@ class _Made:
         self.n, self.d, self.k, self.blocks, self.config, self.limits = n, d, k, blocks, config, limits
         self.work: dict[str, float] = defaultdict(float)
         self.tasks = self.passes = 0
+        self.seed_operations = 0.0
+        self.loops: list[LloydLoop] = []
 
     def whole(self) -> None:
         """Count all that the stage does."""
@@ -257,29 +298,39 @@ class _Made:
             return
         alone = lloyd_fits_one_task(self.limits, n, d, k, blocks)
         self._seeds(n, d, blocks, lloyds=True)
-        updates = lloyd_updates(config.n_iters, n / k)
         if alone:
-            self._lloyd("alone", n, blocks)
+            self._lloyd(n, blocks, alone=True)
             # what other workers hold goes to one
             self._rows("serial-stream", n, 1 - 1 / self.limits.n_workers)
             self.step(1, rounds=1)
             self.passes += 1
             self.work["serial-write"] += 1
             return
-        self._lloyd("", n, blocks)
-        self.step(updates * (blocks + tree_tasks(blocks) + 1), rounds=updates)
-        self.work["serial-write"] += updates * PASS_WRITES
-        self.work["serial-read"] += updates
-        self.passes += updates
+        self._lloyd(n, blocks, alone=False)
+        self.passes += lloyd_updates(config.n_iters, n / k)
 
-    def _lloyd(self, how: str, n: int, blocks: int) -> None:
-        """Count the bounded passes of Lloyd's algorithm; ``how`` "alone" in one task."""
-        prefix = f"{how}-" if how else ""
-        d, k, n_iters = self.d, self.k, self.config.n_iters
-        passes, updates = lloyd_passes(n_iters, n / k), lloyd_updates(n_iters, n / k)
-        self.work[f"{prefix}assign"] += 2 * n * k * d * passes
-        self._rows(f"{prefix}stream", n, BOUNDED * updates + AGAIN * passes)
-        self.work[f"{prefix}stream"] += 4.0 * k * d * blocks * updates  # sums of the blocks, combined
+    def _lloyd(self, n: int, blocks: int, *, alone: bool) -> None:
+        """Count the bounded passes of Lloyd's algorithm."""
+        d, k = self.d, self.k
+        loop = LloydLoop(
+            n_iters=self.config.n_iters,
+            rows_per_cluster=n / k,
+            prefix="alone-" if alone else "",
+            pass_operations=2.0 * n * k * d,
+            pass_bytes=AGAIN * 4 * n * d,
+            update_bytes=BOUNDED * 4 * n * d + 4.0 * k * d * blocks,  # and sums of the blocks, combined
+            update_tasks=0 if alone else blocks + tree_tasks(blocks) + 1,
+        )
+        self.loops.append(loop)
+        amounts = loop.amounts()
+        self.tasks += int(amounts.pop("tasks", 0))
+        for name, amount in amounts.items():
+            self.work[name] += amount
+
+    def _seed(self, rate: str, m: int, d: int, k: int, times: float = 1.0) -> None:
+        """Count greedy k-means++ of k seeds among m rows of width d."""
+        self.work[rate] += times * effort(m, d, k)
+        self.seed_operations += times * operations(m, d, k)
 
     def _resample_in_memory(self, subset: int, known: int) -> None:
         """Count a resampling step in one task; see :func:`daskcurate.fitting.fit_resampled`."""
@@ -287,8 +338,8 @@ class _Made:
         self.work["alone-assign"] += 2 * (n - known) * k * d
         self._rows("alone-stream", n, ASSIGNED + MEASURED)
         self.work["serial-stream"] += n * RANK_ROW_BYTES
-        self.work["alone-seed"] += operations(greedy_rows(subset, d, k), d, k)
-        self._lloyd("alone", subset, min(self.blocks, subset))
+        self._seed("alone-seed", greedy_rows(subset, d, k), d, k)
+        self._lloyd(subset, min(self.blocks, subset), alone=True)
         self.work["serial-write"] += 2 + PASS_WRITES
         self.step(1, rounds=1)
         self.passes += 1
@@ -336,24 +387,24 @@ class _Made:
         if config.init == "k-means||":
             rounds = OVERSAMPLING_ROUNDS
             work["assign"] += 2 * n * d * 4 * k * rounds
-            work["alone-seed"] += operations(min(n, 10 * k), d, k)
+            self._seed("alone-seed", min(n, 10 * k), d, k)
             self.step(rounds * 3 * blocks, rounds=3 * rounds)
             self.passes += 2 * rounds
         elif config.init == "k-means++" and not lloyds and seeds_at_once(n, self.d, k):
             rows = min(n, SAMPLE_ROWS * k)
-            work["alone-seed"] += operations(rows, d, k)
+            self._seed("alone-seed", rows, d, k)
             work["alone-assign"] += 2 * rows * d * k * SAMPLE_UPDATES
         elif config.init == "k-means++" and not lloyds:
             h = max(1, round(math.sqrt(k)))
             rows, coarse = min(n, SEED_ROWS * k), min(n, COARSE_ROWS * h)
-            work["alone-seed"] += operations(coarse, d, h)
-            work["seed"] += 2 * rows * d * (k / h) * trials(k // h)
+            self._seed("alone-seed", coarse, d, h)
+            self._seed("seed", rows // h, d, k // h, h)
             work["assign"] += 2 * rows * d * ((k / h) * UPDATES + h)
             work["serial-stream"] += 2 * rows * d * 4
             self.step(4 * blocks + 2 * PARTITIONS, rounds=5)
         elif config.init == "k-means++":
             rows = greedy_rows(n, d, k)
-            work["alone-seed"] += operations(rows, d, k)
+            self._seed("alone-seed", rows, d, k)
             drawn = blocks if rows < n else 0
         self.step(drawn + 1, rounds=1)
         self.passes += 1

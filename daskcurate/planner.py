@@ -1,6 +1,6 @@
 """Planning a run before it starts, and measuring the workers for it.
 
-Nothing of a run is computed here: what is measured are the kernels' rates on rows made up for it.
+Nothing of a run is computed here: what is measured are the kernels' rates, on some rows of the pool.
 """
 
 import uuid
@@ -10,6 +10,7 @@ from distributed import Client
 
 from daskcurate.calibration import Machine, machine_of, rates, rates_alone, task_costs
 from daskcurate.config import check_int
+from daskcurate.embeddings import PoolRows
 from daskcurate.nodes import Stage
 from daskcurate.planning import Limits, Plan, plan_stages
 from daskcurate.runner import current_client, flatten, given_client, worker_threads
@@ -57,7 +58,8 @@ def plan(
         A run store whose finished stages are left out, and inform the plans of those that read them.
     calibrate
         Whether to measure the workers first, for some two seconds, so that the plan says how long each stage
-        takes: within about a quarter on an idle machine. It needs a client.
+        takes: within about a quarter on an idle machine. It needs a client, whose workers read some thousand rows
+        of the (first) pool for it.
 
     Raises
     ------
@@ -91,23 +93,30 @@ def plan(
                 "calibrate=True measures workers, and there is no client: give one, or start a cluster"
             )
         pools: list[Any] = [emb for stage in stages if (emb := getattr(stage, "emb", None)) is not None]
-        machine = measure(found, pools[0].dim if pools else 256)
+        machine = measure(found, pools[0].dim, pools[0].rows) if pools else measure(found, 256)
     planned = plan_stages(stages, limits, machine)
     planned.check()
     return planned
 
 
-def measure(client: Client, dim: int) -> Machine:
-    """Return the rates of the client's workers for rows of width ``dim``: some two seconds on every thread."""
+def measure(client: Client, dim: int, rows: PoolRows | None = None) -> Machine:
+    """Return the rates of the client's workers for rows of width ``dim``: some two seconds on every thread.
+
+    ``rows`` are those of a pool, of which some thousands are read and worked on; None: rows made up.
+    """
     threads = worker_threads(client)
     limits = cluster_limits(client)
     tasks = [
-        client.submit(call, rates, (None,), 1, dim, key=f"calibrate-{uuid.uuid4().hex}", workers=[address])
+        client.submit(
+            call, rates, (None, None), 1, dim, rows, key=f"calibrate-{uuid.uuid4().hex}", workers=[address]
+        )
         for address in threads
     ]
     found = client.gather(tasks)
     alone: dict[str, float] = {}
     if limits.host_threads > 1 and not limits.on_gpu:
-        own = task(rates_alone, dim, name="calibrate", key=uuid.uuid4().hex, threads=limits.host_threads)
+        own = task(
+            rates_alone, dim, rows, name="calibrate", key=uuid.uuid4().hex, threads=limits.host_threads
+        )
         alone = client.compute(own).result()
     return machine_of(found, alone, task_costs(client, len(threads)))

@@ -6,6 +6,7 @@ its limit (the setting ``distributed.worker.memory.pause``) a worker starts no t
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -177,13 +178,20 @@ class StagePlan:
     ``alone-``, by one task with the threads of its host; and ``rounds``, steps that wait for one another."""
     parts: int = 1
     """Equal parts that the work comes in; threads without a part wait."""
+    loops: Sequence[Any] = ()
+    """Loops in ``work`` and ``tasks`` whose passes depend on the rows (see
+    :class:`daskcurate.kmeans_planning.LloydLoop`)."""
 
     def seconds(self, machine: Any, limits: Limits) -> float:
         """Return how long the stage takes on ``limits.n_threads`` threads of a calibrated machine."""
         turns = -(-self.parts // limits.n_threads)
         threads = self.parts / turns
-        total = self.tasks * machine.task
-        for name, amount in self.work.items():
+        work = Counter({**self.work, "tasks": self.tasks})
+        for loop in self.loops:
+            work.update(loop.amounts(machine.passes, machine.updates))
+            work.subtract(loop.amounts())
+        total = work.pop("tasks") * machine.task
+        for name, amount in work.items():
             how, _, rate = name.rpartition("-")
             if rate == "rounds":
                 total += amount * machine.round

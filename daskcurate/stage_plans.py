@@ -146,7 +146,8 @@ def _whole(sizes: _Sizes) -> tuple[int, dict[str, float], int]:
     work = {
         "serial-read": 2 + 2 * chunks,  # labels and distances, by all at the same time
         "serial-write": STAGE_WRITES + 3 + 3 * (1 + chunks / parts),  # three arrays, which are made first
-        "serial-stream": 0.5 * sizes.row_bytes,  # read by all, and put in order
+        # read by all and put in order, the rows as well as the labels and distances
+        "serial-stream": 0.5 * sizes.row_bytes + RANK_ROW_BYTES * sizes.n,
         "match": sizes.row_bytes,
         "cluster": float(sizes.k),
         "compare": 2.0 * sizes.d * sizes.pairs,

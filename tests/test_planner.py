@@ -9,7 +9,10 @@ from oracles import blobs
 
 import daskcurate as dc
 from daskcurate import calibration, planner
-from daskcurate.kmeans_planning import lloyd_passes, lloyd_updates
+from daskcurate.kernels import bounded, lloyd, seeding
+from daskcurate.kernels.assign import Scorer, assign
+from daskcurate.kernels.bounded import reassigned
+from daskcurate.kmeans_planning import kmeans_plan, lloyd_passes, lloyd_updates
 from daskcurate.planning import Limits, StagePlan
 
 
@@ -68,6 +71,103 @@ def test_later_lloyd_passes_are_expected_to_cost_less():
         assert all(lloyd_passes(n, rows) <= lloyd_updates(n, rows) <= n for n in range(1, 200))
     assert lloyd_passes(30, 10) < lloyd_passes(30, 100) < 30
     assert lloyd_updates(200, 5) < lloyd_updates(200, 100) < 200
+
+
+def counted_passes(x, k, n_iters):
+    """Return the work of Lloyd's passes over rows, counted."""
+    centroids, found, moves, work = x[:k], None, None, 1.0
+    for _ in range(n_iters):
+        if found is None:
+            found = assign(x, Scorer(centroids, "l2"))
+        else:
+            found, share = reassigned(x, Scorer(centroids, "l2"), found, moves)
+            work += share
+        sums, counts = lloyd.segment_sums(x, found.labels, k)
+        before, centroids = centroids, lloyd.finalize(lloyd.Partial(sums, counts, 0.0), centroids, "l2")
+        moves = lloyd.moves_of(before, centroids)
+    return work
+
+
+@pytest.mark.parametrize(("rows", "k"), [(2000, 200), (3000, 150), (4000, 100), (6000, 60)])
+def test_the_work_of_lloyds_passes_is_foretold(rows, k):
+    x = np.random.default_rng(0).random((rows, 64), dtype=np.float32)
+    assert lloyd_passes(20, rows / k) == pytest.approx(counted_passes(x, k, 20), rel=0.25)
+
+
+def test_the_share_of_a_bounded_pass_is_of_its_products(monkeypatch):
+    rng = np.random.default_rng(0)
+    x, moves = rng.standard_normal((500, 8)).astype(np.float32), np.zeros(20)
+    scorer = Scorer(x[:20], "l2")
+    found = assign(x, scorer)
+    again, share = reassigned(x, scorer, found, moves)  # nothing moved: every row keeps its label
+    assert share == 0
+    np.testing.assert_array_equal(again.labels, found.labels)
+    assert reassigned(x, scorer, found, moves + 100)[1] == 1  # no bound is left
+    asked = []
+    monkeypatch.setattr(bounded, "assign", lambda rows, *_: asked.append(len(rows)) or assign(rows, scorer))
+    moves[3] = 100  # one centroid is compared with every row that keeps its bound
+    share = reassigned(x, scorer, found, moves)[1]
+    assert sum(asked) / 500 <= share <= sum(asked) / 500 + 1 / 20
+
+
+def test_rows_in_separate_groups_settle_sooner():
+    rng = np.random.default_rng(0)
+    even = rng.random((1024, 16), dtype=np.float32)
+    apart = blobs(0, n=1024)
+    usual, sooner = (calibration.settling(x.astype(np.float32)) for x in (even, apart))
+    assert usual == calibration.settling(even)  # counted, not timed
+    assert sooner["passes"] < 0.75 * usual["passes"]
+    assert sooner["updates"] <= usual["updates"]
+
+
+def test_a_plan_is_shorter_for_rows_that_settle_sooner():
+    rates = dict.fromkeys(
+        ("assign", "listed", "seed", "compare", "match", "cluster", "stream", "regroup", "store", "read"), 1e9
+    )
+    config = dc.config.KMeansConfig(n_clusters=500, algorithm="lloyd", init="random", n_iters=30)
+    limits = Limits(2, 2, None)  # alone in one task, and, of more rows, over the cluster
+    for n in (20_000, 2_000_000):
+        stage = kmeans_plan(
+            "k", n=n, d=64, itemsize=4, chunk_rows=n // 8, config=config, limits=limits, split_bytes=0
+        )
+        usual, slower, sooner = (
+            stage.seconds(calibration.Machine(**rates, write=1e9, task=0.1, round=0, **more), limits)
+            for more in ({}, {"passes": 2.0}, {"passes": 0.3, "updates": 0.5})
+        )
+        assert sooner < usual < slower
+        assert (stage.loops[0].update_tasks > 0) is (n > 20_000)
+        loop = stage.loops[0].amounts(0.3, 0.5)
+        assert loop["tasks"] < stage.tasks if "tasks" in loop else n == 20_000
+
+
+def test_seeding_takes_longer_than_its_products_most_of_all_where_they_are_few():
+    dear = [seeding.effort(8192, 64, k) / seeding.operations(8192, 64, k) for k in (10, 100, 400, 4000)]
+    assert dear == sorted(dear, reverse=True)
+    assert seeding.effort(8192, 768, 400) / seeding.operations(8192, 768, 400) < dear[2]
+    assert dear[3] > 1
+
+
+def test_the_rows_that_are_timed_are_the_pools_own(pool, monkeypatch):
+    monkeypatch.setattr(calibration, "BLOCK", 128)
+    x = np.arange(1, 1001, dtype=np.float16)[:, None] * np.ones(3, np.float16)
+    emb = pool(x, chunk_rows=100, normalize=False)
+    found = calibration.sample_rows(3, emb.rows)
+    assert found.dtype == np.float16
+    assert found.shape == (128, 3)
+    assert {1, 1000} <= set(found[:, 0].tolist())
+    assert (np.diff(found[:, 0]) > 0).all()
+    few = pool(x[:100], normalize=False)
+    for made_up in (calibration.sample_rows(3, few.rows), calibration.sample_rows(3)):
+        assert made_up.shape == (128, 3)
+        np.testing.assert_allclose(np.linalg.norm(made_up, axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "mean"), [(1, 80), (17, 16), (1024, 16), (1024, 80), (4096, 80)])
+def test_the_clusters_that_are_timed_hold_every_row(rows, mean):
+    sizes = np.diff(calibration._uneven(rows, mean))
+    assert sizes.sum() == rows
+    assert (sizes > 0).all()
+    assert (np.diff(sizes) <= 0).all()
 
 
 def test_a_selection_of_rows_by_their_cosines_reads_them_where_the_clustering_does_not_store_these(pool):

@@ -31,8 +31,13 @@ def reassign(x: Array, scorer: Scorer, before: Assignment, moves: Array) -> Assi
     moves
         (k,) float64: how far each centroid has moved since.
     """
+    return reassigned(x, scorer, before, moves)[0]
+
+
+def reassigned(x: Array, scorer: Scorer, before: Assignment, moves: Array) -> tuple[Assignment, float]:
+    """Return what :func:`reassign` does, and its products as a share of those of a pass without bounds."""
     if not scorer.skips:
-        return assign(x, scorer)
+        return assign(x, scorer), 1.0
     xp, m = scorer.xp, x.shape[0]
     labels, second = before.labels.copy(), before.second.copy()
     # no scores of all centroids are held here: narrow rows may be many at once
@@ -44,7 +49,7 @@ def reassign(x: Array, scorer: Scorer, before: Assignment, moves: Array) -> Assi
         own[start : start + step], upper[start : start + step] = score, scorer.upper(tile, score)
     count = loud_count(to_host(second - upper), to_host(moves))
     if count is None:
-        return assign(x, scorer)
+        return assign(x, scorer), 1.0
     order = xp.argsort(moves, kind="stable")
     loud = xp.sort(order[len(order) - count :])
     quiet = order[: len(order) - count]
@@ -70,7 +75,8 @@ def reassign(x: Array, scorer: Scorer, before: Assignment, moves: Array) -> Assi
     again = xp.nonzero(doubtful)[0]
     if len(again):
         labels[again], second[again] = assign(x[again], scorer)
-    return Assignment(labels, second)
+    share = (len(again) + len(settled) * count / len(order)) / max(1, m)
+    return Assignment(labels, second), share
 
 
 def loud_count(gaps: np.ndarray, moves: np.ndarray) -> int | None:

@@ -32,6 +32,9 @@ LOW_WIDTH, LOW_NEAR_GROUPS = 3, 8
 """... and so many up to this width, where a group has fewer neighbours ..."""
 FIRST_GROUPS = 8
 """... and more while there are few seeds: this many times the groups over the seeds."""
+SCORE_COLUMNS, START, GROUPED_START = 64, 150, 500
+"""What seeding takes besides its products (see :func:`effort`): of 4000 to 32 000 rows of 64 to 768 columns, for 100
+to 1000 seeds."""
 GROUP_ROWS, GROUP_UPDATES = 64, 4
 """Groups are found by so many Lloyd updates on so many rows for each."""
 
@@ -65,6 +68,16 @@ def operations(m: int, d: int, k: int) -> float:
     if is_grouped(m, k):
         compared = 1 + compared * min(1.0, _near_groups(d) / _group_count(k))
     return 2 * m * d * k * compared
+
+
+def effort(m: int, d: int, k: int) -> float:
+    """Return the operations of large products that :func:`kmeans_plusplus` takes as long as, for k seeds of m rows.
+
+    To look at a score, and to gather it, takes as long as ``SCORE_COLUMNS`` columns of the product; the groups, and
+    the first batches, which are small, as long as ``START`` comparisons of all rows with a candidate.
+    """
+    start = GROUPED_START if is_grouped(m, k) else START
+    return operations(m, d, k) * (1 + SCORE_COLUMNS / d) + 2.0 * m * (d + SCORE_COLUMNS) * start
 
 
 def is_grouped(m: int, k: int) -> bool:
