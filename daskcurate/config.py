@@ -9,11 +9,12 @@ import dataclasses
 import json
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+import numpy as np
 import xxhash
 
 METRICS = ("l2", "cosine")
@@ -66,6 +67,20 @@ def check_choice(name: str, value: Any, allowed: Iterable[str]) -> str:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{name}={value!r} is not allowed: give one of {listed}{hint}")
     return value
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Return ``value`` if it is True or False: of anything else the truth is a guess."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} is not allowed: give True or False")
+    return value
+
+
+def is_list(value: Any) -> bool:
+    """Tell whether ``value`` is a sequence of items, and no text; an array without dimensions is none."""
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def digest(*parts: Any) -> str:
