@@ -28,6 +28,8 @@ SCOPES = ("cluster", "global")
 DENSITIES = ("intra*inter", "size", "uniform")
 LARGEST_TARGET = 2**58
 """Rows that can be shared out without an overflow of int64."""
+MOST_FITS = 10_000
+"""Restarts, and resampling steps of a level: plans go through them one by one, and more would not end."""
 LARGEST_COUNT = 2**31 - 1
 """How often a row can be picked: counts are int32."""
 
@@ -138,9 +140,9 @@ class KMeansConfig(Config):
         self._set("n_iters", check_int("n_iters", self.n_iters, 0))
         if self.tol is not None:
             self._set("tol", check_number("tol", self.tol, 0, math.inf))
-        self._set("n_init", check_int("n_init", self.n_init, 1))
+        self._set("n_init", check_int("n_init", self.n_init, 1, MOST_FITS))
         self._set("sample_size", check_int("sample_size", self.sample_size, 1))
-        self._set("n_resamples", check_int("n_resamples", self.n_resamples, 0))
+        self._set("n_resamples", check_int("n_resamples", self.n_resamples, 0, MOST_FITS))
         self._set("n_splits", check_int("n_splits", self.n_splits, 1))
         check_choice("sample_strategy", self.sample_strategy, SAMPLE_STRATEGIES)
         self._set("seed", check_int("seed", self.seed, 0, 2**63 - 1))

@@ -118,8 +118,13 @@ def working_memory(*, n: int, d: int, chunk_rows: int, config: Any, limits: Limi
 
 def lloyd_passes(n_iters: int, rows_per_cluster: float) -> float:
     """Return the work of ``n_iters`` bounded passes, in passes without bounds."""
-    fall = _fall(rows_per_cluster)
-    return sum(min(1.0, math.exp((1 - t) / fall)) for t in range(n_iters))
+    if n_iters < 2:
+        return float(n_iters)
+    later = min(
+        n_iters - 1, 1 << 31
+    )  # a sum, not a loop: a run that is to stop by ``tol`` may allow any number
+    fade = -1 / _fall(rows_per_cluster)
+    return 1 + math.expm1(later * fade) / math.expm1(fade)
 
 
 def lloyd_updates(n_iters: int, rows_per_cluster: float) -> int:

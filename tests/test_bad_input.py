@@ -178,6 +178,9 @@ CASES = [
     ("seed None", lambda w: dc.kmeans(w.emb, 4, seed=None), TypeError, "seed=None"),
     ("seed too large", lambda w: dc.kmeans(w.emb, 4, seed=2**63), ValueError, "seed=9223372036854775808"),
     ("setting unknown", lambda w: dc.kmeans(w.emb, 4, n_iter=3), TypeError, "n_iter"),
+    ("restarts without end", lambda w: dc.kmeans(w.emb, 4, n_init=10**9), ValueError, "and <= 10000"),
+    ("resampling without end", lambda w: build_tree(w, sample_sizes=2, n_resamples=10**9), ValueError,
+     "and <= 10000"),
     # --- within
     ("within a clustering", lambda w: dc.kmeans(w.emb, 4, within=w.flat), TypeError, "give a Selection"),
     ("within text", lambda w: dc.kmeans(w.emb, 4, within="dedup"), TypeError, "within='dedup' is not allowed"),
