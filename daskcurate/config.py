@@ -9,11 +9,12 @@ import dataclasses
 import json
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+import numpy as np
 import xxhash
 
 METRICS = ("l2", "cosine")
@@ -27,6 +28,8 @@ SCOPES = ("cluster", "global")
 DENSITIES = ("intra*inter", "size", "uniform")
 LARGEST_TARGET = 2**58
 """Rows that can be shared out without an overflow of int64."""
+MOST_FITS = 10_000
+"""Restarts, and resampling steps of a level: plans go through them one by one, and more would not end."""
 LARGEST_COUNT = 2**31 - 1
 """How often a row can be picked: counts are int32."""
 
@@ -66,6 +69,20 @@ def check_choice(name: str, value: Any, allowed: Iterable[str]) -> str:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{name}={value!r} is not allowed: give one of {listed}{hint}")
     return value
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Return ``value`` if it is True or False: of anything else the truth is a guess."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} is not allowed: give True or False")
+    return value
+
+
+def is_list(value: Any) -> bool:
+    """Tell whether ``value`` is a sequence of items, and no text; an array without dimensions is none."""
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def digest(*parts: Any) -> str:
@@ -123,9 +140,9 @@ class KMeansConfig(Config):
         self._set("n_iters", check_int("n_iters", self.n_iters, 0))
         if self.tol is not None:
             self._set("tol", check_number("tol", self.tol, 0, math.inf))
-        self._set("n_init", check_int("n_init", self.n_init, 1))
+        self._set("n_init", check_int("n_init", self.n_init, 1, MOST_FITS))
         self._set("sample_size", check_int("sample_size", self.sample_size, 1))
-        self._set("n_resamples", check_int("n_resamples", self.n_resamples, 0))
+        self._set("n_resamples", check_int("n_resamples", self.n_resamples, 0, MOST_FITS))
         self._set("n_splits", check_int("n_splits", self.n_splits, 1))
         check_choice("sample_strategy", self.sample_strategy, SAMPLE_STRATEGIES)
         self._set("seed", check_int("seed", self.seed, 0, 2**63 - 1))

@@ -325,7 +325,10 @@ def _checked_scores(keep: Any, n_rows: int) -> np.ndarray:
     if keep is None or np.isscalar(keep):
         raise TypeError(f"keep={keep!r} is not allowed: {allowed}")
     try:
-        values = np.asarray(keep, dtype=np.float64)
+        given = np.asarray(keep)
+        if given.dtype.kind in "SU":  # NumPy would read numbers out of text
+            raise TypeError("text")
+        values = given.astype(np.float64)
     except (TypeError, ValueError) as error:
         raise TypeError(f"keep={type(keep).__name__} is not allowed: {allowed}") from error
     if values.shape != (n_rows,):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 
-from daskcurate.config import INITS, KMeansConfig, check_choice, check_int
+from daskcurate.config import INITS, KMeansConfig, check_choice, check_int, is_list
 from daskcurate.given import GivenClustering
 from daskcurate.kmeans import Clustering
 from daskcurate.nodes import checked_embeddings
@@ -146,7 +146,7 @@ def _per_level(name: str, value: Any, n_levels: int, default: int, minimum: int)
     """Return one integer a level from None, one integer for all, or a sequence."""
     if value is None:
         return [default] * n_levels
-    if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes):
+    if is_list(value):
         if len(value) != n_levels:
             raise ValueError(
                 f"{name}={list(value)!r} has {len(value)} entries, n_clusters {n_levels}: give one a level"
@@ -200,7 +200,7 @@ def hierarchical_kmeans(
         A value that is not allowed; the message quotes it and what is.
     """
     emb = checked_embeddings(emb)
-    if isinstance(n_clusters, str | bytes) or not isinstance(n_clusters, Sequence | np.ndarray):
+    if not is_list(n_clusters):
         raise TypeError(f"n_clusters={n_clusters!r} is not allowed: give a list of integers, one a level")
     if not len(n_clusters):
         raise ValueError("n_clusters=[] is not allowed: give at least one level")

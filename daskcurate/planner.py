@@ -9,7 +9,7 @@ from typing import Any
 from distributed import Client
 
 from daskcurate.calibration import Machine, machine_of, rates, rates_alone, task_costs
-from daskcurate.config import check_int
+from daskcurate.config import check_flag, check_int
 from daskcurate.embeddings import PoolRows
 from daskcurate.nodes import Stage
 from daskcurate.planning import Limits, Plan, plan_stages
@@ -68,12 +68,13 @@ def plan(
     """
     if not nodes:
         raise ValueError("plan() got no stage: give at least one")
+    check_flag("calibrate", calibrate)
+    found = given_client(client) or current_client()
     stages = [stage for stage in flatten(nodes) if not stage.is_computed]
     if store is not None:
         kept = RunStore(store)
         kept.check()
         stages = [_with_stored_inputs(stage, kept) for stage in stages if not kept.is_complete(stage.name)]
-    found = given_client(client) or current_client()
     limits = cluster_limits(found) if found is not None else Limits.local()
     if n_workers is not None:
         count = check_int("n_workers", n_workers, 1)

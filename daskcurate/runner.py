@@ -21,6 +21,7 @@ from dask.callbacks import Callback
 from dask.delayed import Delayed
 from distributed import Client, default_client, wait
 
+from daskcurate.config import check_flag
 from daskcurate.embeddings import Embeddings
 from daskcurate.hierarchy import Hierarchy
 from daskcurate.nodes import NotComputedError, Stage
@@ -306,6 +307,9 @@ def compute(*nodes: Any, store: Any, client: Client | None = None, progress: boo
     """
     if not nodes:
         raise ValueError("compute() got no stage: give at least one")
+    given_client(client)
+    if progress is not None:
+        check_flag("progress", progress)
     run_store = RunStore(store)
     run_store.check()
     stages = flatten(nodes)

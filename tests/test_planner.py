@@ -66,6 +66,9 @@ def test_later_lloyd_passes_are_expected_to_cost_less():
         costs = np.diff([lloyd_passes(n, rows) for n in range(40)])
         assert (np.diff(costs) <= 1e-12).all()
         assert costs[0] == 1
+        fall = 23 * (1 - np.exp(-rows / 75))
+        each = np.minimum(1, np.exp((1 - np.arange(300)) / fall))
+        assert [lloyd_passes(n, rows) for n in range(300)] == pytest.approx([0, *np.cumsum(each)[:-1]])
         updates = [lloyd_updates(n, rows) for n in range(200)]
         assert updates == sorted(updates)
         assert all(lloyd_passes(n, rows) <= lloyd_updates(n, rows) <= n for n in range(1, 200))
@@ -168,6 +171,12 @@ def test_the_clusters_that_are_timed_hold_every_row(rows, mean):
     assert sizes.sum() == rows
     assert (sizes > 0).all()
     assert (np.diff(sizes) <= 0).all()
+
+
+def test_any_number_of_iterations_is_planned_at_once(pool):
+    emb = pool(np.random.default_rng(0).standard_normal((40, 4)).astype(np.float32))
+    for n_iters in (10**12, 10**400):  # counted one by one, the first alone takes days
+        assert dc.plan(dc.kmeans(emb, 3, n_iters=n_iters, tol=1e-3)).stages[0].rows == 40
 
 
 def test_a_selection_of_rows_by_their_cosines_reads_them_where_the_clustering_does_not_store_these(pool):

@@ -23,7 +23,7 @@ from daskcurate.choosing.fitting import (
     read_task,
     scaled,
 )
-from daskcurate.config import METRICS, check_choice, check_int, check_number
+from daskcurate.config import METRICS, check_choice, check_int, check_number, is_list
 from daskcurate.embeddings import Embeddings
 from daskcurate.kernels.assign import nearest
 from daskcurate.kernels.distances import own_distances, squared
@@ -253,7 +253,7 @@ def _checked_ks(emb: Embeddings, given: Any, even_k: int) -> tuple[int, ...]:
         return tuple(
             sorted({min(most, max(1, _rounded(even_k * factor))) for factor in (0.25, 0.5, 1, 2, 4)})
         )
-    if isinstance(given, str | bytes) or not isinstance(given, Sequence | np.ndarray):
+    if not is_list(given):
         raise TypeError(f"n_clusters={given!r} is not allowed: give a list of integers")
     if not len(given):
         raise ValueError("n_clusters=[] is not allowed: give at least one integer")

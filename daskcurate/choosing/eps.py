@@ -24,7 +24,7 @@ from daskcurate.choosing.fitting import (
     rows_to_fit,
     scaled,
 )
-from daskcurate.config import KEEPS, METRICS, check_choice, check_int, check_number
+from daskcurate.config import KEEPS, METRICS, check_choice, check_int, check_number, is_list
 from daskcurate.device import on_device
 from daskcurate.embeddings import Embeddings
 from daskcurate.io.layout import chunk_bounds
@@ -244,7 +244,7 @@ class EpsEstimate:
 
 
 def _checked_eps(eps: Any) -> tuple[float, ...]:
-    if isinstance(eps, str | bytes) or not isinstance(eps, Sequence | np.ndarray):
+    if not is_list(eps):
         raise TypeError(f"eps={eps!r} is not allowed: give a list of numbers in [0, 2]")
     if not len(eps):
         raise ValueError("eps=[] is not allowed: give at least one number in [0, 2]")

@@ -11,7 +11,7 @@ import dask
 import numpy as np
 import xxhash
 
-from daskcurate.config import digest
+from daskcurate.config import check_flag, digest
 from daskcurate.embedding import torch_tools
 from daskcurate.embedding.batches import BrokenSample
 from daskcurate.embedding.kept import KeptRows, chunks_with_skipped, dropped_rows, write_skipped
@@ -180,8 +180,7 @@ def embed(
 
 def _check(model: Any, dataset: Any, config: EmbedConfig, overwrite: Any, **functions: Any) -> None:
     """Raise for arguments that cannot be used, as far as can be told without a worker."""
-    if not isinstance(overwrite, bool):
-        raise TypeError(f"overwrite={overwrite!r} is not allowed: give True or False")
+    check_flag("overwrite", overwrite)
     if config.needs_torch is not None:
         torch_tools.require_torch(config.needs_torch)
     if not callable(model):

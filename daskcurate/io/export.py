@@ -8,7 +8,7 @@ from typing import Any
 
 import fsspec
 
-from daskcurate.config import check_choice
+from daskcurate.config import check_choice, check_flag
 from daskcurate.io import writers
 from daskcurate.io.paths import PathLike, as_url, exists, is_folder, make_parent, remove, replace_file
 
@@ -66,6 +66,7 @@ def export(result: Any, dest: PathLike, format: str | None = None, *, overwrite:
     ImportError
         If the format needs a package that is not installed.
     """
+    check_flag("overwrite", overwrite)
     url = as_url(dest, "dest")
     kind = format_of(url, format)
     writer = _writer_for(result, kind)

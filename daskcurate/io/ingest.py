@@ -10,7 +10,7 @@ import dask
 import numpy as np
 
 import daskcurate.config
-from daskcurate.config import check_int, digest
+from daskcurate.config import check_flag, check_int, digest
 from daskcurate.embeddings import DTYPES, Embeddings, open_embeddings
 from daskcurate.io import pool
 from daskcurate.io.chunkwise import Report
@@ -159,8 +159,7 @@ def check_flags(normalize: Any, overwrite: Any) -> None:
     """Raise unless both are what is allowed."""
     if normalize is not None and not isinstance(normalize, bool):
         raise TypeError(f"normalize={normalize!r} is not allowed: give True, False or None")
-    if not isinstance(overwrite, bool):
-        raise TypeError(f"overwrite={overwrite!r} is not allowed: give True or False")
+    check_flag("overwrite", overwrite)
 
 
 def check_dtype(dtype: Any) -> str | None:
@@ -168,6 +167,8 @@ def check_dtype(dtype: Any) -> str | None:
     if dtype is None:
         return None
     allowed = "give 'float16', 'float32' or None"
+    if not isinstance(dtype, str | type | np.dtype):  # NumPy asks any object for its own dtype
+        raise TypeError(f"dtype={dtype!r} is not allowed: {allowed}")
     try:
         name = str(np.dtype(dtype))
     except TypeError:

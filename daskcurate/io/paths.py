@@ -20,7 +20,7 @@ def as_url(path: Any, name: str = "path") -> str:
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"{name}={path!r} is not allowed: give a path (str or Path) or a URL")
     text = os.fspath(path)
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str) or not text.strip() or "\0" in text:
         raise ValueError(f"{name}={path!r} is not allowed: give a path (str or Path) or a URL")
     text = text.removeprefix("file://")
     if "://" in text:

@@ -7,7 +7,7 @@ from typing import Any
 import dask
 import numpy as np
 
-from daskcurate.config import check_int, digest
+from daskcurate.config import check_flag, check_int, digest
 from daskcurate.embeddings import IDS, Embeddings, open_embeddings
 from daskcurate.io import npy, parquet, pool, zarrs
 from daskcurate.io.layout import chunk_bounds, chunk_rows_for
@@ -133,8 +133,7 @@ def subset(
         If the selection is none, of another pool, or selects no row, or ``dest`` is the pool itself.
     """
     for name, value in (("repeats", repeats), ("overwrite", overwrite)):
-        if not isinstance(value, bool):
-            raise TypeError(f"{name}={value!r} is not allowed: give True or False")
+        check_flag(name, value)
     url = as_url(dest, "dest")
     if chunk_rows is not None:
         chunk_rows = check_int("chunk_rows", chunk_rows, 1)

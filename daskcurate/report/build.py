@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from daskcurate.config import check_int
+from daskcurate.config import check_flag, check_int
 from daskcurate.io.paths import is_local
 from daskcurate.report.context import RunContext
 from daskcurate.report.page import Page, checked_dest, require_extra, write_page
@@ -69,6 +69,7 @@ def write_report(
     """
     require_extra()
     seed = check_int("seed", seed, 0)
+    check_flag("overwrite", overwrite)
     if dest is None:
         url = as_url(store)
         if not is_local(url):

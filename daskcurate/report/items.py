@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
 
+from daskcurate.config import is_list
 from daskcurate.embeddings import IDS, Embeddings
 from daskcurate.io.npy import open_npy
 from daskcurate.io.paths import as_url, exists, expand_glob, is_glob, is_zarr, zarr_store
@@ -126,7 +127,7 @@ def _open(given: Any, name: str, allowed: str) -> tuple[Column, str]:
         return _open_file(text, name, allowed)
     if isinstance(given, zarr.Array):
         return SourceColumn(ZarrRows(given, f"the zarr array of {name}")), ""
-    if isinstance(given, np.ndarray | list | tuple):
+    if isinstance(given, np.ndarray | list | tuple) and is_list(given):
         return SourceColumn(ArrayRows(_as_array(given), name)), os.getcwd()
     raise TypeError(f"{name} of type {type(given).__name__} is not allowed: give {allowed}")
 
