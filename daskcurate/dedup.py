@@ -76,19 +76,12 @@ class SemanticDedup(Selection):
         (``within`` only if it is computed too), else all n (n - 1) / 2, which are the most.
         """
         emb, clustering, config = self.inputs["emb"], self.inputs["clustering"], self.config
-        pairs = None
-        if config.scope == "global" and clustering.is_computed:
-            within = self.within if self.within is not None and self.within.is_computed else None
-            members = Members.of(clustering, within)
-            pairs = take_survey(members, clustering.sizes, config.eps).pairs
-        sizes = np.full(clustering.n_clusters, len(emb) / max(1, clustering.n_clusters))
+        across = config.scope == "global"
+        sizes, pairs = np.full(clustering.n_clusters, len(emb) / max(1, clustering.n_clusters)), None
         if clustering.is_computed:
             sizes = clustering.sizes
-        if config.scope == "cluster" and clustering.is_computed:
-            pairs = pairs_within(sizes)
-        whole = config.scope == "cluster" and fits_shares(
-            limits, len(emb), sizes, emb.dim, emb.dtype.itemsize
-        )
+            pairs = self._pairs_of_sample(sizes) if across else pairs_within(sizes)
+        whole = not across and fits_shares(limits, len(emb), sizes, emb.dim, emb.dtype.itemsize)
         return dedup_plan(
             self.title,
             n=len(emb),
@@ -103,6 +96,11 @@ class SemanticDedup(Selection):
             pairs=pairs,
             whole=whole,
         )
+
+    def _pairs_of_sample(self, sizes: np.ndarray) -> int:
+        """Return about how many pairs are compared across the computed clusters, of ``sizes`` (k,)."""
+        within = self.within if self.within is not None and self.within.is_computed else None
+        return take_survey(Members.of(self.inputs["clustering"], within), sizes, self.config.eps).pairs
 
     def at(self, eps: float) -> Selection:
         """Return the rows that another ``eps`` keeps: a lookup, nothing is compared again.
