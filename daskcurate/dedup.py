@@ -26,7 +26,7 @@ from daskcurate.members import (
     write_scores,
 )
 from daskcurate.nodes import GivenArray, checked_embeddings
-from daskcurate.planning import Limits, StagePlan
+from daskcurate.planning import MATCH_BYTES, Limits, StagePlan
 from daskcurate.pool_blocks import take_survey
 from daskcurate.pruning import rows_clustering
 from daskcurate.reading import blocks_of
@@ -198,7 +198,7 @@ class SemanticDedup(Selection):
         """Return a frame of matches within clusters per chunk."""
         emb, config = self.inputs["emb"], self.config
         matches = match_clusters(run, members, key, sizes, emb.dim, str(emb.dtype), config.rule, config.eps)
-        return regroup(run, matches, MATCHES, len(members.ranges), 28 * int(sizes.sum()), "back")
+        return regroup(run, matches, MATCHES, len(members.ranges), MATCH_BYTES * int(sizes.sum()), "back")
 
     def _match_pool(
         self, run: Any, members: Members, key: SortKey, sizes: np.ndarray

@@ -25,6 +25,10 @@ PART_BYTES = 64 << 20
 """Rows (as stored) that a dedup task holds of each of its two blocks; less where workers are small."""
 DEVICE_PART_BYTES = 512 << 20
 """Likewise on GPUs, where the work of smaller blocks would take less time than the task around it."""
+REGROUPED_ROW_BYTES = 28
+"""What a dedup sends with each embedding to where the rows of its cluster meet: partition, cluster, place, row."""
+MATCH_BYTES = 28
+"""What it sends back for each row: partition, row, similarity, match."""
 SHUFFLE_BYTES = 96 << 20
 """What Dask's shuffle takes in a worker besides what waits in its buffers: parts of chunks received, each copied a
 few times, and partitions that are read before their turn."""
