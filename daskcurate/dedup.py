@@ -170,7 +170,6 @@ class SemanticDedup(Selection):
         if not across and fits_shares(run.limits, members.n_rows, sizes, emb.dim, emb.dtype.itemsize):
             run.note(0.1, "compare rows")
             shares = share_tasks(run, members, key, config.rule, config.eps)
-            run.tasks += len(shares)
             # by a task of each worker as well: to write many small chunks is mostly Python's work
             step = members.chunk_rows * -(-len(members.ranges) // len(shares))
             starts = range(0, members.n_rows, step)

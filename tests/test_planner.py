@@ -97,9 +97,10 @@ def test_a_plan_counts_the_tasks_that_a_run_makes(client, pool, tmp_path, rows):
     ):
         planned = dc.plan(node).stages[-1].tasks
         with get_task_stream(client) as stream:
-            dc.compute(node, store=tmp_path / "run.zarr")
+            done = dc.compute(node, store=tmp_path / "run.zarr")
         ran = {record["key"] for record in stream.data}
         assert abs(len(ran) - planned) <= 0.25 * planned + 2, node
+        assert done.attributes["tasks"] == len(ran), node
 
 
 def test_more_work_is_planned_for_more_rows_and_clusters(pool):
