@@ -87,11 +87,6 @@ class Limits:
         return dataclasses.replace(self, worker_memory=found)
 
     @property
-    def total_memory(self) -> int | None:
-        """Memory of all workers; None: not limited."""
-        return None if self.worker_memory is None else self.worker_memory * self.n_workers
-
-    @property
     def usable_memory(self) -> int | None:
         """What one worker may use before Dask pauses it; None: not limited."""
         return None if self.worker_memory is None else int(self.worker_memory * self.shares.pause)
