@@ -169,16 +169,7 @@ class SemanticDedup(Selection):
         figures = {"pairs": pairs_within(sizes)}
         if not across and fits_shares(run.limits, members.n_rows, sizes, emb.dim, emb.dtype.itemsize):
             run.note(0.1, "compare rows")
-            shares = share_tasks(run, members, key, config.rule, config.eps)
-            # by a task of each worker as well: to write many small chunks is mostly Python's work
-            step = members.chunk_rows * -(-len(members.ranges) // len(shares))
-            starts = range(0, members.n_rows, step)
-            writes = [
-                run.task(
-                    _write_shares, members, shares, i, step, urls, config.eps, name="write-matches", key=i
-                )
-                for i in starts
-            ]
+            writes = self._match_shares(run, members, key, urls)
         else:
             run.note(0.05, "order rows")
             if across:
@@ -192,6 +183,17 @@ class SemanticDedup(Selection):
             ]
         total, rows_in = sum(run.gather(writes, "write")), int(sizes.sum())
         return {"total": total, "rows_in": rows_in, "duplicates": rows_in - total, **figures}
+
+    def _match_shares(self, run: Any, members: Members, key: SortKey, urls: list[str]) -> list[Delayed]:
+        """Return tasks that write the matches within clusters of a pool that every worker can hold."""
+        rule, eps = self.config.rule, self.config.eps
+        shares = share_tasks(run, members, key, rule, eps)
+        # by a task of each worker as well: to write many small chunks is mostly Python's work
+        step = members.chunk_rows * -(-len(members.ranges) // len(shares))
+        return [
+            run.task(_write_shares, members, shares, start, step, urls, eps, name="write-matches", key=start)
+            for start in range(0, members.n_rows, step)
+        ]
 
     def _match_clusters(self, run: Any, members: Members, key: SortKey, sizes: np.ndarray) -> list[Delayed]:
         """Return a frame of matches within clusters per chunk."""

@@ -153,8 +153,11 @@ class RankedBlock(NamedTuple):
     """Rows of one cluster, or of several, in order."""
 
     labels: np.ndarray
+    """(m,) clusters, ascending."""
     numbers: np.ndarray
+    """(m,) row numbers in the pool."""
     rows: np.ndarray
+    """(m, d), as stored."""
 
 
 def _block(frame: pd.DataFrame, dim: int, dtype: str) -> RankedBlock:

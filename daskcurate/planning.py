@@ -34,6 +34,8 @@ SHUFFLE_BYTES = 96 << 20
 few times, and partitions that are read before their turn."""
 RANK_ROWS = 4 << 20
 """Rows that one task ranks; less where workers are small."""
+COUNTED_ROWS = 4 << 20
+"""Rows whose clusters one task counts, at most."""
 SORT_KEY_BYTES = 40
 """What goes to the task that ranks a row: cluster, key, place in the pool."""
 RANK_ROW_BYTES = 160
@@ -281,6 +283,11 @@ def human(n_bytes: int) -> str:
 def plan_stages(stages: Sequence[Any], limits: Limits, machine: Any = None) -> Plan:
     """Return the plan of lazy stages, with seconds where ``machine`` is given."""
     return Plan([stage.plan(limits) for stage in stages], limits, machine)
+
+
+def counted_chunks(chunks: int, chunk_rows: int, n_threads: int) -> int:
+    """Return how many chunks of labels one task counts: several, for counting is quick beside a task."""
+    return max(1, min(chunks // (2 * n_threads), COUNTED_ROWS // chunk_rows))
 
 
 def tree_tasks(parts: int) -> int:

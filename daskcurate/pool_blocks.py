@@ -62,6 +62,7 @@ def take_survey(members: Members, sizes: np.ndarray, eps: float) -> Survey:
 
 
 def _sample(members: Members) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows (m, d) at fixed places of the pool, those that have a cluster, and their labels (m,)."""
     assert members.source is not None
     n = members.n_rows
     step = max(SAMPLE_ROWS, -(-n // SAMPLE_RUNS))

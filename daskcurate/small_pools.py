@@ -23,7 +23,8 @@ SHARES = 8
 def fits_shares(limits: Limits, n_rows: int, sizes: np.ndarray, dim: int, itemsize: int) -> bool:
     """Return whether :func:`match_share` compares the rows of a pool of ``n_rows``, rather than many tasks.
 
-    The result is the same to the bit. No cluster may be so large that one thread is left with it.
+    ``sizes`` (k,) are the rows of each cluster, ``itemsize`` the bytes of a number as stored. The result is the same
+    to the bit. No cluster may be so large that one thread is left with it.
     """
     work = dim * (sizes.astype(np.float64) ** 2)
     return (
@@ -48,6 +49,7 @@ class Share(NamedTuple):
     numbers: np.ndarray
     """(m,) the rows."""
     similarity: np.ndarray
+    """(m,) float32, of each to its match; -1 where there is no earlier row."""
     match: np.ndarray
     """(m,) row numbers; -1 where there is no earlier row."""
 

@@ -10,6 +10,7 @@ from daskcurate.planning import (
     SORT_KEY_BYTES,
     Limits,
     StagePlan,
+    counted_chunks,
     tree_tasks,
 )
 from daskcurate.small_pools import share_count
@@ -28,7 +29,6 @@ ASK_PASSES = 6
 """Times that the scores of rows and centroids are gone through, besides their product, to see which rows ask."""
 NEW_MEMORY = 2
 """Times as long as the calibration's small frames that large ones take: each copy is memory that is new."""
-COUNTED_ROWS = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,8 @@ class ChunkSteps:
 
 
 def counting_tasks(chunks: int, chunk_rows: int, n_threads: int) -> int:
-    """Return the tasks that count the rows of each cluster: several chunks each."""
-    step = max(1, min(chunks // (2 * n_threads), COUNTED_ROWS // chunk_rows))
-    return -(-chunks // step)
+    """Return the tasks that count the rows of each cluster: see :func:`daskcurate.members.cluster_sizes`."""
+    return -(-chunks // counted_chunks(chunks, chunk_rows, n_threads))
 
 
 def dedup_plan(

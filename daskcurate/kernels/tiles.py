@@ -404,7 +404,7 @@ class Best:
     def _settle_many(self, near: Near, many: Array, i: Array, j: Array) -> tuple[Array, Array]:
         """Offer the open rows ``many`` the best of their others; return the pairs (i, j) of the rest."""
         xp = namespace_of(self.similarity)
-        for start in xp.unique(near.starts[many]).tolist():  # tile by tile, whatever is looked at together
+        for start in xp.unique(near.starts[many]).tolist():  # tile by tile: in each, columns start elsewhere
             own = many[near.starts[many] == start]
             mine, rows = near.others[own], near.open_rows[own]
             used = xp.flatnonzero(mine.any(axis=0))
