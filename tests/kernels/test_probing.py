@@ -72,7 +72,7 @@ def test_no_probe_and_no_row(xp):
     assert (to_host(match_probes(some, none).position) == -1).all()
 
 
-def test_pairs_within_is_unbiased():
+def test_the_chance_of_one_cluster_is_unbiased():
     rng = np.random.default_rng(0)
     labels = rng.choice(5, 400, p=[0.5, 0.2, 0.2, 0.05, 0.05])
     sizes = np.bincount(labels)
