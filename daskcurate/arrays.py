@@ -131,9 +131,8 @@ def _has_infinite(x: Array) -> bool:
     return x.view(np.int16).max(initial=0) >= least or x.view(np.uint16).max(initial=0) >= least + (1 << 15)
 
 
-_SIGN_AND_REST = np.int32(
-    -0x70002000
-)  # 0x8fffe000: the sign is at the front, and three copies of it after it
+_SIGN_AND_REST = np.int32(-0x70002000)
+"""0x8fffe000: the sign, the exponent and the fraction, without the three copies of the sign that widening leaves."""
 
 
 def row_dots(a: Array, b: Array) -> Array:

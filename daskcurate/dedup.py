@@ -26,7 +26,7 @@ from daskcurate.members import (
     write_scores,
 )
 from daskcurate.nodes import GivenArray, checked_embeddings
-from daskcurate.planning import Limits, StagePlan
+from daskcurate.planning import MATCH_BYTES, Limits, StagePlan
 from daskcurate.pool_blocks import take_survey
 from daskcurate.pruning import rows_clustering
 from daskcurate.reading import blocks_of
@@ -76,19 +76,12 @@ class SemanticDedup(Selection):
         (``within`` only if it is computed too), else all n (n - 1) / 2, which are the most.
         """
         emb, clustering, config = self.inputs["emb"], self.inputs["clustering"], self.config
-        pairs = None
-        if config.scope == "global" and clustering.is_computed:
-            within = self.within if self.within is not None and self.within.is_computed else None
-            members = Members.of(clustering, within)
-            pairs = take_survey(members, clustering.sizes, config.eps).pairs
-        sizes = np.full(clustering.n_clusters, len(emb) / max(1, clustering.n_clusters))
+        across = config.scope == "global"
+        sizes, pairs = np.full(clustering.n_clusters, len(emb) / max(1, clustering.n_clusters)), None
         if clustering.is_computed:
             sizes = clustering.sizes
-        if config.scope == "cluster" and clustering.is_computed:
-            pairs = pairs_within(sizes)
-        whole = config.scope == "cluster" and fits_shares(
-            limits, len(emb), sizes, emb.dim, emb.dtype.itemsize
-        )
+            pairs = self._pairs_of_sample(sizes) if across else pairs_within(sizes)
+        whole = not across and fits_shares(limits, len(emb), sizes, emb.dim, emb.dtype.itemsize)
         return dedup_plan(
             self.title,
             n=len(emb),
@@ -103,6 +96,11 @@ class SemanticDedup(Selection):
             pairs=pairs,
             whole=whole,
         )
+
+    def _pairs_of_sample(self, sizes: np.ndarray) -> int:
+        """Return about how many pairs are compared across the computed clusters, of ``sizes`` (k,)."""
+        within = self.within if self.within is not None and self.within.is_computed else None
+        return take_survey(Members.of(self.inputs["clustering"], within), sizes, self.config.eps).pairs
 
     def at(self, eps: float) -> Selection:
         """Return the rows that another ``eps`` keeps: a lookup, nothing is compared again.
@@ -171,17 +169,7 @@ class SemanticDedup(Selection):
         figures = {"pairs": pairs_within(sizes)}
         if not across and fits_shares(run.limits, members.n_rows, sizes, emb.dim, emb.dtype.itemsize):
             run.note(0.1, "compare rows")
-            shares = share_tasks(run, members, key, config.rule, config.eps)
-            run.tasks += len(shares)
-            # by a task of each worker as well: to write many small chunks is mostly Python's work
-            step = members.chunk_rows * -(-len(members.ranges) // len(shares))
-            starts = range(0, members.n_rows, step)
-            writes = [
-                run.task(
-                    _write_shares, members, shares, i, step, urls, config.eps, name="write-matches", key=i
-                )
-                for i in starts
-            ]
+            writes = self._match_shares(run, members, key, urls)
         else:
             run.note(0.05, "order rows")
             if across:
@@ -196,11 +184,22 @@ class SemanticDedup(Selection):
         total, rows_in = sum(run.gather(writes, "write")), int(sizes.sum())
         return {"total": total, "rows_in": rows_in, "duplicates": rows_in - total, **figures}
 
+    def _match_shares(self, run: Any, members: Members, key: SortKey, urls: list[str]) -> list[Delayed]:
+        """Return tasks that write the matches within clusters of a pool that every worker can hold."""
+        rule, eps = self.config.rule, self.config.eps
+        shares = share_tasks(run, members, key, rule, eps)
+        # by a task of each worker as well: to write many small chunks is mostly Python's work
+        step = members.chunk_rows * -(-len(members.ranges) // len(shares))
+        return [
+            run.task(_write_shares, members, shares, start, step, urls, eps, name="write-matches", key=start)
+            for start in range(0, members.n_rows, step)
+        ]
+
     def _match_clusters(self, run: Any, members: Members, key: SortKey, sizes: np.ndarray) -> list[Delayed]:
         """Return a frame of matches within clusters per chunk."""
         emb, config = self.inputs["emb"], self.config
         matches = match_clusters(run, members, key, sizes, emb.dim, str(emb.dtype), config.rule, config.eps)
-        return regroup(run, matches, MATCHES, len(members.ranges), 28 * int(sizes.sum()), "back")
+        return regroup(run, matches, MATCHES, len(members.ranges), MATCH_BYTES * int(sizes.sum()), "back")
 
     def _match_pool(
         self, run: Any, members: Members, key: SortKey, sizes: np.ndarray

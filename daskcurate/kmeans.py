@@ -169,11 +169,6 @@ class Clustering(Stage):
         """First and last (exclusive) row of each chunk of labels."""
         return [(i, min(i + self.chunk_rows, self.n_rows)) for i in range(0, self.n_rows, self.chunk_rows)]
 
-    @property
-    def n_members(self) -> int:
-        """Rows that have a cluster."""
-        return int(self.sizes.sum())
-
     def label_reader(self) -> LabelReader:
         """Return a small, picklable reader of all labels."""
         return LabelReader(self.url("labels"))

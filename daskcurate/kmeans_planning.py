@@ -161,7 +161,8 @@ def kmeans_plan(
 ) -> StagePlan:
     """Return the plan of one k-means level over n rows of width d (``config``: a KMeansConfig).
 
-    ``local``: whether the rows are read piece by piece, as those of a pool in a folder are.
+    ``split_bytes`` are the rows (float32) that one task splits at most. ``local``: whether the rows are read piece by
+    piece, as those of a pool in a folder are.
     """
     k = min(config.n_clusters, n)
     fast = not is_lloyds(config.algorithm, n, d, k)

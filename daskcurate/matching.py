@@ -16,7 +16,7 @@ from daskcurate.device import on_device
 from daskcurate.kernels import similarity as kernel
 from daskcurate.kernels.similarity import EarlierMatch, tile_of
 from daskcurate.members import Members, SortKey, load_labels, member_ranks, read_small, write_small
-from daskcurate.planning import Limits
+from daskcurate.planning import REGROUPED_ROW_BYTES, Limits
 from daskcurate.regroup import contiguous_partitions, from_cells, regroup, to_cells
 from daskcurate.rows import tree
 from daskcurate.small_pools import edges_of, row_numbers
@@ -85,7 +85,8 @@ def match_clusters(
         run.task(_row_frame, members, key, rank, urls, cuts.limit, *r, name="dedup-rows", key=r[0])
         for rank, r in zip(ranks, members.ranges, strict=True)
     ]
-    grouped = regroup(run, frames, ROWS, cuts.n_partitions, (row_bytes + 28) * int(sizes.sum()), "clusters")
+    nbytes = (row_bytes + REGROUPED_ROW_BYTES) * int(sizes.sum())
+    grouped = regroup(run, frames, ROWS, cuts.n_partitions, nbytes, "clusters")
     whole = np.ones(cuts.n_partitions, dtype=bool)
     lazy: list[Delayed] = []
     for cluster in np.flatnonzero(cuts.giant):
@@ -152,8 +153,11 @@ class RankedBlock(NamedTuple):
     """Rows of one cluster, or of several, in order."""
 
     labels: np.ndarray
+    """(m,) clusters, ascending."""
     numbers: np.ndarray
+    """(m,) row numbers in the pool."""
     rows: np.ndarray
+    """(m, d), as stored."""
 
 
 def _block(frame: pd.DataFrame, dim: int, dtype: str) -> RankedBlock:

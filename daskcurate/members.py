@@ -14,6 +14,7 @@ from dask.delayed import Delayed
 from daskcurate.kernels.distances import own_distances
 from daskcurate.kernels.draws import row_uniform
 from daskcurate.kernels.threads import spread
+from daskcurate.planning import counted_chunks
 from daskcurate.regroup import Labelled, rank_in_cluster
 from daskcurate.rows import RowSource, add, tree
 from daskcurate.store import open_array, read_block, write_block, write_scratch
@@ -28,14 +29,20 @@ class Members:
     """A computed clustering of a pool's rows, restricted to a computed selection."""
 
     labels_url: str
+    """(n,) int32; -1: no cluster."""
     distances_url: str
+    """(n,) float32 to the own centroid, in the clustering's metric."""
     centroids_url: str
+    """(k, d) float32."""
     metric: str
     mask_url: str | None
+    """(n,): the selection's counts, which leave rows above 0; None: all rows."""
     n_rows: int
     n_clusters: int
     chunk_rows: int
+    """Rows of a chunk of labels, and of what the stages write."""
     source: RowSource | None
+    """The rows themselves; None where they are not to be read."""
 
     @classmethod
     def of(cls, clustering: Clustering, within: Selection | None, *, rows: bool = True) -> Members:
@@ -133,7 +140,7 @@ class SortKey:
         return np.concatenate(spread(self.load, repeat(members), *zip(*members.ranges, strict=True)))
 
 
-_COUNTED = 1 << 22  # labels that a task counts, at most
+_WRITTEN = 1 << 22  # scores written at a time, at most
 
 
 def _sizes(members: Members, start: int, stop: int) -> np.ndarray:
@@ -154,10 +161,8 @@ def cluster_sizes(run: Any, members: Members, key: str = "within") -> np.ndarray
 
     A stage that asks twice, with other masks, gives each a ``key``: tasks of one key are one result to Dask.
     """
-    chunks = len(members.ranges)  # counting is quick beside a task: several chunks each
-    step = members.chunk_rows * max(
-        1, min(chunks // (2 * run.limits.n_threads), _COUNTED // members.chunk_rows)
-    )
+    chunks = counted_chunks(len(members.ranges), members.chunk_rows, run.limits.n_threads)
+    step = members.chunk_rows * chunks
     ranges = [(i, min(i + step, members.n_rows)) for i in range(0, members.n_rows, step)]
     return _reduced(run, members, _sizes, "cluster-sizes", key, ranges)
 
@@ -217,7 +222,7 @@ def write_scores(run: Any, members: Members, values: np.ndarray) -> str:
     url = run.scratch("score")
     chunk = min(members.chunk_rows, len(values))
     zarr.create_array(store=url, shape=values.shape, dtype="float64", chunks=(chunk,), overwrite=True)
-    step = chunk * max(1, _COUNTED // chunk)  # to write one chunk after another takes several times as long
+    step = chunk * max(1, _WRITTEN // chunk)  # to write one chunk after another takes several times as long
     for start in range(0, len(values), step):
         write_block(url, start, values[start : start + step].astype(np.float64))
     return url

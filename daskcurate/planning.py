@@ -26,11 +26,17 @@ PART_BYTES = 64 << 20
 """Rows (as stored) that a dedup task holds of each of its two blocks; less where workers are small."""
 DEVICE_PART_BYTES = 512 << 20
 """Likewise on GPUs, where the work of smaller blocks would take less time than the task around it."""
+REGROUPED_ROW_BYTES = 28
+"""What a dedup sends with each embedding to where the rows of its cluster meet: partition, cluster, place, row."""
+MATCH_BYTES = 28
+"""What it sends back for each row: partition, row, similarity, match."""
 SHUFFLE_BYTES = 96 << 20
 """What Dask's shuffle takes in a worker besides what waits in its buffers: parts of chunks received, each copied a
 few times, and partitions that are read before their turn."""
 RANK_ROWS = 4 << 20
 """Rows that one task ranks; less where workers are small."""
+COUNTED_ROWS = 4 << 20
+"""Rows whose clusters one task counts, at most."""
 SORT_KEY_BYTES = 40
 """What goes to the task that ranks a row: cluster, key, place in the pool."""
 RANK_ROW_BYTES = 160
@@ -82,11 +88,6 @@ class Limits:
         if found <= 0:
             raise ValueError(f"memory_limit={memory_limit!r} is not allowed: give more than 0 bytes")
         return dataclasses.replace(self, worker_memory=found)
-
-    @property
-    def total_memory(self) -> int | None:
-        """Memory of all workers; None: not limited."""
-        return None if self.worker_memory is None else self.worker_memory * self.n_workers
 
     @property
     def usable_memory(self) -> int | None:
@@ -290,6 +291,11 @@ def human(n_bytes: int) -> str:
 def plan_stages(stages: Sequence[Any], limits: Limits, machine: Any = None) -> Plan:
     """Return the plan of lazy stages, with seconds where ``machine`` is given."""
     return Plan([stage.plan(limits) for stage in stages], limits, machine)
+
+
+def counted_chunks(chunks: int, chunk_rows: int, n_threads: int) -> int:
+    """Return how many chunks of labels one task counts: several, for counting is quick beside a task."""
+    return max(1, min(chunks // (2 * n_threads), COUNTED_ROWS // chunk_rows))
 
 
 def tree_tasks(parts: int) -> int:

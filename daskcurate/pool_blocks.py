@@ -20,7 +20,7 @@ from daskcurate.kernels.draws import row_uniform
 from daskcurate.kernels.pool_pairs import Bound, PoolBlock, row_norms, sketch_basis
 from daskcurate.matching import cut
 from daskcurate.members import Members, load_labels, read_small, write_small
-from daskcurate.planning import Limits, bound_pays
+from daskcurate.planning import REGROUPED_ROW_BYTES, Limits, bound_pays
 from daskcurate.regroup import from_cells, regroup, to_cells
 from daskcurate.store import read_block, write_scratch
 
@@ -62,6 +62,7 @@ def take_survey(members: Members, sizes: np.ndarray, eps: float) -> Survey:
 
 
 def _sample(members: Members) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows (m, d) at fixed places of the pool, those that have a cluster, and their labels (m,)."""
     assert members.source is not None
     n = members.n_rows
     step = max(SAMPLE_ROWS, -(-n // SAMPLE_RUNS))
@@ -153,7 +154,8 @@ def scatter(
         run.task(_row_frame, members, rank, urls, *r, name="dedup-rows", key=r[0])
         for rank, r in zip(ranks, members.ranges, strict=True)
     ]
-    grouped = regroup(run, frames, ROWS, cuts.n_partitions, (row_bytes + 28) * total, "blocks")
+    nbytes = (row_bytes + REGROUPED_ROW_BYTES) * total
+    grouped = regroup(run, frames, ROWS, cuts.n_partitions, nbytes, "blocks")
     # of this limit: what a task of an earlier attempt, with other workers, still writes is no other content
     url = run.scratch(f"pool-{limit}")
     writes = [

@@ -97,7 +97,7 @@ class StageRun:
         # one that failed or whose client was lost; tasks of the same name would then not run, nor write.
         self.token = uuid.uuid4().hex[:12]
         self.warnings: list[str] = list(store.attributes(stage.name).get("warnings") or ())
-        self.tasks = 0
+        self.tasks = 0  # that the stage made
         self.limits = cluster_limits(client)
         self._threads = worker_threads(client)
 
@@ -105,6 +105,7 @@ class StageRun:
         self, function: Callable[..., Any], *args: Any, name: str, key: Any = 0, threads: int = 1
     ) -> Delayed:
         """Return a lazy task called ``name`` in the dashboard; ``key`` tells it from its siblings."""
+        self.tasks += 1
         return task(function, *args, name=name, key=f"{self.token}-{key}", threads=threads)
 
     def task_alone(self, function: Callable[..., Any], *args: Any, name: str, key: Any = 0) -> Delayed:
@@ -118,7 +119,6 @@ class StageRun:
 
     def start(self, tasks: Sequence[Delayed]) -> list[Any]:
         """Run tasks and return at once; :meth:`finish` waits for them. They go on only while that is held."""
-        self.tasks += len(tasks)
         return self.client.compute(list(tasks), retries=retries()) if tasks else []
 
     def finish(self, started: Sequence[Any], step: str = "") -> list[Any]:
@@ -150,7 +150,6 @@ class StageRun:
         """Run tasks, leave their results on the workers, and return handles to them."""
         if not tasks:
             return []
-        self.tasks += len(tasks)
         kept = list(self.client.persist(list(tasks), retries=retries()))
         futures = [
             future for item in kept for future in item.dask.values() if hasattr(future, "add_done_callback")

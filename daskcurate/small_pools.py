@@ -11,7 +11,7 @@ from daskcurate.kernels import similarity as kernel
 from daskcurate.kernels.similarity import EarlierMatch
 from daskcurate.kernels.threads import spread
 from daskcurate.members import Members, SortKey, load_labels
-from daskcurate.planning import Limits
+from daskcurate.planning import REGROUPED_ROW_BYTES, Limits
 
 WHOLE_OPERATIONS = 50_000_000_000
 """Work of each thread, some tenths of a second to a second, up to which the rows of a small pool are not regrouped
@@ -23,14 +23,20 @@ SHARES = 8
 def fits_shares(limits: Limits, n_rows: int, sizes: np.ndarray, dim: int, itemsize: int) -> bool:
     """Return whether :func:`match_share` compares the rows of a pool of ``n_rows``, rather than many tasks.
 
-    The result is the same to the bit. No cluster may be so large that one thread is left with it.
+    ``sizes`` (k,) are the rows of each cluster, ``itemsize`` the bytes of a number as stored. The result is the same
+    to the bit. No cluster may be so large that one thread is left with it.
     """
     work = dim * (sizes.astype(np.float64) ** 2)
     return (
-        n_rows * (dim * itemsize + 28) <= limits.small_regroup_bytes
+        n_rows * (dim * itemsize + REGROUPED_ROW_BYTES) <= limits.small_regroup_bytes
         and work.sum() <= WHOLE_OPERATIONS * limits.host_threads
         and work.max(initial=0) * limits.host_threads <= max(work.sum(), WHOLE_OPERATIONS / 10)
     )
+
+
+def share_count(limits: Limits) -> int:
+    """Return how many tasks share a small pool: one a worker; on GPUs one, whose products need no help."""
+    return 1 if limits.on_gpu else min(limits.n_workers, SHARES)
 
 
 _TURN_ROWS = 2048
@@ -43,6 +49,7 @@ class Share(NamedTuple):
     numbers: np.ndarray
     """(m,) the rows."""
     similarity: np.ndarray
+    """(m,) float32, of each to its match; -1 where there is no earlier row."""
     match: np.ndarray
     """(m,) row numbers; -1 where there is no earlier row."""
 
@@ -50,7 +57,7 @@ class Share(NamedTuple):
 def share_tasks(run: Any, members: Members, key: SortKey, rule: str, eps: float) -> list[Delayed]:
     """Return lazy tasks, one a worker, that match the rows of all clusters (see :func:`match_share`)."""
     limits = run.limits
-    parts = 1 if limits.on_gpu else min(limits.n_workers, SHARES)
+    parts = share_count(limits)
     threads = 1 if limits.on_gpu else max(limits.threads_per_worker, limits.host_threads // parts)
     return [
         run.task_on(

@@ -6,12 +6,14 @@ from daskcurate.planning import (
     POOL_ROW_BYTES,
     RANK_ROW_BYTES,
     REGROUP_COPIES,
+    REGROUPED_ROW_BYTES,
     SORT_KEY_BYTES,
     Limits,
     StagePlan,
+    counted_chunks,
     tree_tasks,
 )
-from daskcurate.small_pools import SHARES
+from daskcurate.small_pools import share_count
 
 CHUNK_READ = 0.2
 """What each chunk of an array takes to read or write, beside the first, in arrays that are opened for it."""
@@ -27,7 +29,6 @@ ASK_PASSES = 6
 """Times that the scores of rows and centroids are gone through, besides their product, to see which rows ask."""
 NEW_MEMORY = 2
 """Times as long as the calibration's small frames that large ones take: each copy is memory that is new."""
-COUNTED_ROWS = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,8 @@ class ChunkSteps:
 
 
 def counting_tasks(chunks: int, chunk_rows: int, n_threads: int) -> int:
-    """Return the tasks that count the rows of each cluster: several chunks each."""
-    step = max(1, min(chunks // (2 * n_threads), COUNTED_ROWS // chunk_rows))
-    return -(-chunks // step)
+    """Return the tasks that count the rows of each cluster: see :func:`daskcurate.members.cluster_sizes`."""
+    return -(-chunks // counted_chunks(chunks, chunk_rows, n_threads))
 
 
 def dedup_plan(
@@ -79,10 +79,10 @@ def dedup_plan(
         pairs = n * (n - 1) // 2 if across else n * max(0, n // max(1, k) - 1) // 2
     part_rows = max(tile, limits.part_bytes // (d * itemsize))
     compare = 2 * min(n, part_rows) * d * (2 * itemsize + 4) + 3 * tile * tile * 4
-    moved = n * (d * itemsize + 28)
+    moved = n * (d * itemsize + REGROUPED_ROW_BYTES)
     regroup = REGROUP_COPIES * moved
     if moved > limits.small_regroup_bytes:
-        regroup = 3 * chunk_rows * (d * itemsize + 28) + limits.shuffle_memory(moved)
+        regroup = 3 * chunk_rows * (d * itemsize + REGROUPED_ROW_BYTES) + limits.shuffle_memory(moved)
     worst = max(compare, regroup, rank_memory(n, limits))
     disk, flops = n * 13, 2 * d * pairs
     if across:
@@ -128,9 +128,21 @@ class _Sizes:
         return -(-self.n // self.chunk_rows)
 
     @property
-    def row_bytes(self) -> float:
+    def float32_bytes(self) -> float:
         """Bytes of the rows in float32."""
         return 4.0 * self.n * self.d
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the rows as they are stored."""
+        return self.n * self.d * self.itemsize
+
+    def regrouped(self) -> dict[str, float]:
+        """Return the work of bringing the rows of each cluster together; see :func:`daskcurate.regroup.regroup`."""
+        moved = float(NEW_MEMORY * self.stored_bytes)
+        one_task = self.stored_bytes <= self.limits.small_regroup_bytes
+        # sent to other workers and put in order; and shuffled, where one task cannot hold them
+        return {"serial-regroup": moved if one_task else 0.0, "regroup": moved * (2 if one_task else 3)}
 
     def counted(self) -> tuple[int, float]:
         """Return the tasks and arrays read (or their like) that counting the rows of clusters takes."""
@@ -141,14 +153,14 @@ class _Sizes:
 def _whole(sizes: _Sizes) -> tuple[int, dict[str, float], int]:
     """Return tasks, work and parts of a dedup within clusters by a task a worker: see ``small_pools.match_share``."""
     limits = sizes.limits
-    parts = 1 if limits.on_gpu else min(limits.n_workers, SHARES)
+    parts = share_count(limits)
     chunks = CHUNK_READ * sizes.chunks
     work = {
         "serial-read": 2 + 2 * chunks,  # labels and distances, by all at the same time
         "serial-write": STAGE_WRITES + 3 + 3 * (1 + chunks / parts),  # three arrays, which are made first
         # read by all and put in order, the rows as well as the labels and distances
-        "serial-stream": 0.5 * sizes.row_bytes + RANK_ROW_BYTES * sizes.n,
-        "match": sizes.row_bytes,
+        "serial-stream": 0.5 * sizes.float32_bytes + RANK_ROW_BYTES * sizes.n,
+        "match": sizes.float32_bytes,
         "cluster": float(sizes.k),
         "compare": 2.0 * sizes.d * sizes.pairs,
         "rounds": 2,
@@ -161,15 +173,12 @@ def _within(sizes: _Sizes, part_rows: int) -> tuple[int, dict[str, float], int]:
     chunks, limits = sizes.chunks, sizes.limits
     counted, reads = sizes.counted()
     parts = max(1, -(-sizes.n // min(part_rows, max(1, sizes.n // (4 * limits.n_threads)))))
-    moved = sizes.n * sizes.d * sizes.itemsize
     work = {
         "read": reads + chunks * (2 + 2 + 1),
         "write": 3.0 * chunks,
         "serial-write": STAGE_WRITES + 3 + 2,
-        "serial-regroup": float(NEW_MEMORY * moved) if moved <= limits.small_regroup_bytes else 0.0,
-        # sent to other workers and put in order; and shuffled, where one task cannot hold them
-        "regroup": NEW_MEMORY * moved * (2.0 if moved <= limits.small_regroup_bytes else 3.0),
-        "match": sizes.row_bytes,
+        **sizes.regrouped(),
+        "match": sizes.float32_bytes,
         "cluster": float(sizes.k),
         "compare": 2.0 * sizes.d * sizes.pairs,
         "rounds": 4,
@@ -186,18 +195,15 @@ def _across(sizes: _Sizes) -> tuple[int, dict[str, float], int]:
     width = max(1, min(16, blocks * blocks // (4 * limits.n_threads)))
     groups = sum(-(-(blocks - i) // width) for i in range(blocks))
     loads = groups + blocks * (blocks - 1) // 2  # of blocks, by the tasks that compare them
-    moved = n * d * sizes.itemsize
     share = SKETCH_SHARE if d >= LEAST_SKETCHED else 1.0
     work = {
         "read": reads + chunks * (2 + 4 + 1) + 4 * loads,
         "write": 3.0 * chunks + 3 * blocks,
         "serial-read": 2.0 * SURVEY_READS,
         "serial-write": STAGE_WRITES + 3 + 2,
-        "stream": sizes.row_bytes * loads / blocks + ASK_PASSES * 4.0 * n * k,
-        "serial-regroup": float(NEW_MEMORY * moved) if moved <= limits.small_regroup_bytes else 0.0,
-        # sent to other workers and put in order; and shuffled, where one task cannot hold them
-        "regroup": NEW_MEMORY * moved * (2.0 if moved <= limits.small_regroup_bytes else 3.0),
-        "store": float(moved),
+        "stream": sizes.float32_bytes * loads / blocks + ASK_PASSES * 4.0 * n * k,
+        **sizes.regrouped(),
+        "store": float(sizes.stored_bytes),
         "assign": 2.0 * d * n * k + 2.0 * d * n * d * share * loads / blocks,
         "listed": 2.0 * d * sizes.pairs * share,
         "rounds": 8,

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 DASK = [sys.executable, "-m", "dask"]
 
 
-def until(condition, what, seconds=60):
+def until(condition, what, seconds=180):
     """Wait until ``condition()`` is true."""
     deadline = time.monotonic() + seconds
     while not condition():

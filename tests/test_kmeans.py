@@ -1,12 +1,15 @@
 """K-means over Dask: equal to NumPy's for any chunking, and to float64 oracles."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from oracles import blobs, check_result, oracle
 
 import daskcurate as dc
-from daskcurate import fitting
+from daskcurate import fitting, rows
 from daskcurate.kernels import assign, lloyd
+from daskcurate.planning import Limits
 
 METRICS = ("l2", "cosine")
 
@@ -156,10 +159,16 @@ def test_rows_that_do_not_fit_are_read_again_by_every_pass(client, pool, tmp_pat
     monkeypatch.setattr(fitting, "LOCAL_BYTES", 0)
     emb = pool(blobs(11), chunk_rows=100)
     kept = dc.compute(dc.kmeans(emb, 5, n_iters=3), store=tmp_path / "kept.zarr")
-    from daskcurate.planning import Limits
+    loaded, load_block = Counter(), rows.load_block
 
-    monkeypatch.setattr(Limits, "total_memory", property(lambda self: 1))
+    def load(source, start, *args):
+        loaded[start] += 1
+        return load_block(source, start, *args)
+
+    monkeypatch.setattr(Limits, "holds", lambda *_: False)
+    monkeypatch.setattr(rows, "load_block", load)
     read = dc.compute(dc.kmeans(emb, 5, n_iters=3), store=tmp_path / "read.zarr")
+    assert min(loaded.values()) > 1
     np.testing.assert_array_equal(np.asarray(kept.labels), np.asarray(read.labels))
     np.testing.assert_array_equal(kept.centroids, read.centroids)
 

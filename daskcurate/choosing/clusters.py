@@ -28,7 +28,7 @@ from daskcurate.embeddings import Embeddings
 from daskcurate.kernels.assign import nearest
 from daskcurate.kernels.distances import own_distances, squared
 from daskcurate.kernels.draws import derive_seed
-from daskcurate.kernels.probing import pairs_within
+from daskcurate.kernels.probing import same_cluster_chance
 from daskcurate.kernels.similarity import TILE, earlier_within
 from daskcurate.nodes import checked_embeddings
 from daskcurate.planning import Limits
@@ -230,7 +230,7 @@ class KEstimate:
             threads = run.limits.n_threads
         # fewer clusters never take longer: what was measured longer was something else that the machine did
         row_seconds = np.minimum.accumulate([one[2] for one in reversed(found)])[::-1]
-        shared = [pairs_within(counts) for _, counts, _ in found]
+        shared = [same_cluster_chance(counts) for _, counts, _ in found]
         return KChoice(
             k=self.k,
             inertia=tuple(one[0] for one in found),

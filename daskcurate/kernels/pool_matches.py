@@ -15,6 +15,7 @@ import numpy as np
 from daskcurate.arrays import namespace_of, row_dots, to_host
 from daskcurate.kernels.pool_pairs import PoolBlock, Take, threshold
 from daskcurate.kernels.similarity import TILE, Edges, connected_matches, merge_forests
+from daskcurate.kernels.tiles import rounded, rounded_surely
 
 LAST = np.iinfo(np.int64).max
 """Rank of a match that is not there: after every row."""
@@ -37,15 +38,13 @@ def pair_similarity(x: PoolBlock, i: np.ndarray, y: PoolBlock, j: np.ndarray) ->
         dots = x.raw[on_x].astype(np.float64) @ y.raw[on_y].astype(np.float64).T
         dots /= x.norm[on_x][:, None] * y.norm[on_y]
         found = to_host(dots)[np.searchsorted(rows, i), np.searchsorted(columns, j)]
-        away = 2.0**-51 * (x.raw.shape[1] + 8)
-        low = np.minimum(found - away, 1.0).astype(np.float32)
-        out[:] = np.minimum(found + away, 1.0).astype(np.float32)
-        single = np.flatnonzero(low != out)
+        out, unsure = rounded_surely(np, found, x.raw.shape[1])
+        single = np.flatnonzero(unsure)
     for at in range(0, len(single), TILE):
         part = single[at : at + TILE]
         on_x, on_y = xp.asarray(i[part]), xp.asarray(j[part])
         dots = row_dots(x.raw[on_x].astype(np.float64), y.raw[on_y].astype(np.float64))
-        out[part] = to_host(xp.minimum(dots / (x.norm[on_x] * y.norm[on_y]), 1.0).astype(np.float32))
+        out[part] = to_host(rounded(xp, dots, x.norm[on_x] * y.norm[on_y]))
     return out
 
 

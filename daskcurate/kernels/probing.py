@@ -86,7 +86,7 @@ def _unit(rows: Array) -> Array:
     return wide / norms
 
 
-def pairs_within(counts: np.ndarray) -> float:
+def same_cluster_chance(counts: np.ndarray) -> float:
     """Return the unbiased estimate of the chance that two rows share a cluster, from a sample's counts (k,).
 
     The counts, and those of :func:`wilson`, are the host's: there is one number a cluster, or a threshold.

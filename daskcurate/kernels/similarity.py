@@ -21,7 +21,7 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 
 from daskcurate.arrays import Array, namespace_of, to_host
 from daskcurate.kernels.products import choose, unit_margin
-from daskcurate.kernels.tiles import NEVER, Best, Block, Room, Scores, prepare, prepare_each, rounded
+from daskcurate.kernels.tiles import NEVER, Best, Block, Room, Scores, prepare, prepare_each, rounded_surely
 
 TILE = 1024
 """Rows of a tile: large enough for the matrix product to run at full speed, 4 MiB of float32 a pair."""
@@ -173,27 +173,17 @@ def _greedy(block: Block, alive: Array, eps: float) -> tuple[Array, EarlierMatch
         best.sweep(lo, hi, block.spans[:b], kept)
         scores = best.product(block.unit[lo:hi], block.unit[lo:hi])
         alive = to_host(kept[lo:hi] & ~is_duplicate(best.similarity[lo:hi], eps))
-        kept_here, blocker = _resolve(block, lo, scores, alive, eps)
-        kept[lo:hi] = xp.asarray(kept_here)
+        kept[lo:hi] = xp.asarray(_resolve(block, lo, scores, alive, eps))
         scores[~(xp.tri(hi - lo, k=-1, dtype=bool) & kept[None, lo:hi])] = NEVER
         best.update(lo, scores, xp.arange(lo, hi))
-        # Of a row removed by a hair, a best found in float64 sums of another order may just not remove it.
-        if len(removed := np.flatnonzero(blocker >= 0)):
-            best.offer(xp.asarray(removed + lo), xp.asarray(blocker[removed] + lo))
     return kept, _match(best)
 
 
-def _resolve(
-    block: Block, lo: int, scores: Array, kept: np.ndarray, eps: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Let each kept row of a tile, in order, remove the later ones that repeat it.
-
-    Returns bool (n,), the rows kept, and int64 (n,), the row of the tile that removed each, or -1.
-    """
-    xp = namespace_of(scores)
-    kept, blocker = kept.copy(), np.full(len(kept), -1, np.int64)
+def _resolve(block: Block, lo: int, scores: Array, alive: np.ndarray, eps: float) -> np.ndarray:
+    """Let each row of a tile that is alive, in order, remove the later ones that repeat it; bool (n,), those kept."""
+    xp, kept = namespace_of(scores), alive.copy()
     if (threshold := np.float32(1 - eps)) >= 1:
-        return kept, blocker
+        return kept
     margin = np.float32(max(1e-5, block.margin))
     later = xp.tri(len(kept), k=-1, dtype=bool).T
     maybe = to_host(later & (scores >= threshold - margin))
@@ -208,8 +198,7 @@ def _resolve(
             exact = block.exact(unsure, block, xp.full_like(unsure, i + lo))
             hit[~hit] = to_host(is_duplicate(exact, eps))
         kept[rows[hit]] = False
-        blocker[rows[hit]] = i
-    return kept, blocker
+    return kept
 
 
 def _forest(parts: Iterable[Edges], rows: int) -> Edges:
@@ -272,7 +261,10 @@ def _tile_edges(
     j, i = xp.nonzero(near)
     if len(j) > near.size // 64:  # then one product of the tiles in float64 is less work than pair by pair
         dots = y.take_wide(slice(lo, hi)) @ x.take_wide(slice(first, last)).T
-        exact = rounded(xp, dots[j, i], y.norm[j + lo] * x.norm[i + first])
+        dots = dots[j, i] / (y.norm[j + lo] * x.norm[i + first])
+        exact, unsure = rounded_surely(xp, dots, x.raw.shape[1])
+        again = xp.flatnonzero(unsure)
+        exact[again] = y.exact(j[again] + lo, x, i[again] + first)
     else:
         cuts = range(0, len(j), TILE)
         parts = [y.exact(j[at : at + TILE] + lo, x, i[at : at + TILE] + first) for at in cuts]

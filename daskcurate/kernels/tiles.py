@@ -90,16 +90,36 @@ class Block:
             )
         return rounded(xp, dots, self.norm[rows] * other.norm[columns])
 
-    def exact_tile(self, rows: Any, other: "Block", columns: Any) -> Array:
-        """Return the similarities of all pairs of some rows here and some of ``other``, by one float64 product.
+    def exact_tile(self, rows: Array, other: "Block", columns: Array) -> Array:
+        """Return the similarities of all pairs of some rows here and some of ``other``: the bits of :meth:`exact`.
 
-        Its sums are in another order than those of :meth:`exact`: rarely, one rounds to the next float32.
+        One product in float64 is less work than pair by pair.
         """
         xp = namespace_of(self.raw)
         dots = self.take_wide(rows) @ other.take_wide(columns).T
         dots *= (1 / self.norm[rows])[:, None]
         dots *= 1 / other.norm[columns]
-        return xp.minimum(dots, 1.0, out=dots).astype(np.float32)
+        found, unsure = rounded_surely(xp, dots, self.raw.shape[1])
+        i, j = unsure.nonzero()
+        if len(i):
+            found[i, j] = self.exact(rows[i], other, columns[j])
+        return found
+
+
+def rounded_surely(xp: Any, similarities: Array, width: int) -> tuple[Array, Array]:
+    """Return similarities of rows of ``width`` numbers in float32, at most 1, and bool, which are not sure.
+
+    A product of many rows adds up in an order that depends on its shape. Not sure is what sums in another order may
+    round to the next float32: about one of a million, to be computed again as a pair. ``similarities``, float64, are
+    overwritten.
+    """
+    away = 2.0**-51 * (width + 8)
+    similarities -= away
+    low = similarities.astype(np.float32)
+    similarities += 2 * away
+    high = similarities.astype(np.float32)
+    one = np.float32(1)
+    return xp.minimum(low, one, out=low), low != xp.minimum(high, one, out=high)
 
 
 def rounded(xp: Any, dots: Array, norms: Array) -> Array:
@@ -384,7 +404,7 @@ class Best:
     def _settle_many(self, near: Near, many: Array, i: Array, j: Array) -> tuple[Array, Array]:
         """Offer the open rows ``many`` the best of their others; return the pairs (i, j) of the rest."""
         xp = namespace_of(self.similarity)
-        for start in xp.unique(near.starts[many]).tolist():  # tile by tile, whatever is looked at together
+        for start in xp.unique(near.starts[many]).tolist():  # tile by tile: in each, columns start elsewhere
             own = many[near.starts[many] == start]
             mine, rows = near.others[own], near.open_rows[own]
             used = xp.flatnonzero(mine.any(axis=0))

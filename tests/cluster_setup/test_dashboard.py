@@ -43,7 +43,7 @@ def test_tasks_have_names_that_mean_something(tmp_path):
         finally:
             run.kill()
             run.wait()
-    assert {"load-rows", "kmeans-step", "kmeans-assign", "dedup-compare"} <= names, names
+    assert {"load-rows", "kmeans-whole", "kmeans-assign", "dedup-compare"} <= names, names
     for name in names:
         assert re.fullmatch(r"[a-z0-9]+([-_ ][a-z0-9]+)*", name), name
         assert not re.search(r"[0-9a-f]{8}|lambda|call", name), name

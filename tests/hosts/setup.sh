@@ -45,6 +45,8 @@ mend() {
 stop() {
     local host
     for host in "${HOSTS[@]}"; do
+        # what a killed session left running would keep the host, without a link, for ever
+        ip netns pids "$host" 2> /dev/null | xargs --no-run-if-empty kill -KILL 2> /dev/null || true
         ip netns delete "$host" 2> /dev/null || true
         ip link delete "v-$host" 2> /dev/null || true
     done

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import chain
@@ -51,6 +51,16 @@ def cluster_of_hosts(tmp_path):
         client = stack.enter_context(Client(scheduler, timeout="60s"))
         client.wait_for_workers(2, timeout=60)
         yield client, workers
+
+
+def commands_on(host):
+    """Return the command lines of what runs on a host."""
+    listed = subprocess.run(["ip", "netns", "pids", host], check=True, capture_output=True, text=True)
+    found = []
+    for pid in listed.stdout.split():
+        with suppress(OSError):  # it has ended since
+            found.append(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " "))
+    return found
 
 
 def names(client):
@@ -145,3 +155,9 @@ def test_over_ssh(emb, reference, tmp_path, monkeypatch, scheme):
             assert client.scheduler.address.startswith(f"{scheme}://{ADDRESSES['dc-s']}:")
             assert client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.WORKER_SATURATION) == 1.0
             chain.same_as(dc.compute(chain.whole(emb), store=tmp_path / "run.zarr"), reference)
+        # a worker whose host goes first would never hear that its scheduler is gone
+        for host in ADDRESSES:
+            until(
+                lambda host=host: all("sshd" in command for command in commands_on(host)),
+                f"the end of {host}",
+            )

@@ -8,7 +8,7 @@ import pytest
 
 from daskcurate.arrays import to_host
 from daskcurate.kernels import probing
-from daskcurate.kernels.probing import Ordered, match_probes, pairs_within, wilson
+from daskcurate.kernels.probing import Ordered, match_probes, same_cluster_chance, wilson
 from daskcurate.kernels.similarity import EarlierMatch, merge_earlier
 
 
@@ -72,17 +72,18 @@ def test_no_probe_and_no_row(xp):
     assert (to_host(match_probes(some, none).position) == -1).all()
 
 
-def test_pairs_within_is_unbiased():
+def test_the_chance_of_one_cluster_is_unbiased():
     rng = np.random.default_rng(0)
     labels = rng.choice(5, 400, p=[0.5, 0.2, 0.2, 0.05, 0.05])
     sizes = np.bincount(labels)
     true = (sizes * (sizes - 1)).sum() / (400 * 399)
     found = [
-        pairs_within(np.bincount(rng.choice(labels, 30, replace=False), minlength=5)) for _ in range(4000)
+        same_cluster_chance(np.bincount(rng.choice(labels, 30, replace=False), minlength=5))
+        for _ in range(4000)
     ]
     assert np.mean(found) == pytest.approx(true, abs=4 * np.std(found) / np.sqrt(4000))
-    assert pairs_within(sizes) == pytest.approx(true)
-    assert pairs_within(np.array([1])) == 1
+    assert same_cluster_chance(sizes) == pytest.approx(true)
+    assert same_cluster_chance(np.array([1])) == 1
 
 
 @pytest.mark.parametrize("kept", [0.02, 0.5, 0.97])

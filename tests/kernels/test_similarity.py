@@ -1,3 +1,4 @@
+import math
 import tracemalloc
 
 import numpy as np
@@ -233,6 +234,43 @@ def test_the_match_is_that_of_float64(xp, dtype, tile):
     sure = (s >= (s.max(axis=1) - np.float32(1.3e-7))[:, None]).sum(axis=1) == 1
     assert 50 < sure.sum() < 250
     assert (position[sure] == s.argmax(axis=1)[sure])[1:].all()
+
+
+def rows_at_a_rounding_edge(m, d=300):
+    """Return a row (1, d), and m rows whose similarity to it is the middle of two float32 values, but for 1e-15."""
+    a, b = np.random.default_rng(0).standard_normal((2, d)).astype(np.float32)
+    a[:2], b[:2] = 1, 0
+
+    def dot(x, y):
+        return math.fsum(x.astype(np.float64) * y)
+
+    length = math.sqrt(dot(a, a) * dot(b, b))
+    below = np.float32(dot(a, b) / length)
+    middle = (float(below) + float(np.nextafter(below, np.float32(2)))) / 2
+    rows = np.repeat(b[None], m, axis=0)
+    # two small numbers that the other row has a 1 for: the second goes where the first is too coarse
+    rows[:, 0] = middle * length - dot(a, b)
+    rows[:, 1] = middle * length - dot(a, rows[0]) + length * np.linspace(-1e-15, 1e-15, m)
+    return a[None], rows
+
+
+def test_a_match_does_not_depend_on_how_many_rows_come_near(xp):
+    one, rows = map(xp.asarray, rows_at_a_rounding_edge(200))
+    alone = [float(earlier_across(rows[i : i + 1], 0, one, 200).similarity[0]) for i in range(200)]
+    assert len(set(alone)) == 2
+    assert 10 < alone.index(max(alone)) < 190
+    for first in range(0, 192, 3):
+        for last in (first + 3, first + 9, 200):
+            similarity, position = host(earlier_across(rows[first:last], first, one, 200))
+            best = max(alone[first:last])
+            assert similarity.tolist() == [best]
+            assert position.tolist() == [alone.index(best, first)]
+    # nor does the similarity of a pair on how many others there are
+    edges = edges_across(rows, 0, one, 200, 0)
+    assert edges.similarity[np.argsort(edges.i)].tolist() == alone
+    left, right = prepare(rows, 0, TILE), prepare(one, 200, TILE)
+    tile = to_host(left.exact_tile(xp.arange(200), right, xp.arange(1)))
+    assert tile[:, 0].tolist() == alone
 
 
 @pytest.mark.parametrize("rule", ["earlier", "greedy", "connected"])
