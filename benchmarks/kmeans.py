@@ -2,8 +2,9 @@
 
 Every tool runs in this process tree on the same rows in the same run, in turns; the table has medians. A peer's
 seconds are those until it has centroids; ours are those of the whole stage: read from zarr, seed, fit, label
-every row, write. Inertia is measured alike for all. Peers that are not installed are named (extra ``bench``), and so
-are those that would take minutes at a size; naming them in ``--peers`` runs them nevertheless.
+every row, write, each time with another seed. Inertia is measured alike for all. Peers that are not installed are
+named (extra ``bench``), and so are those that would take minutes at a size; naming them in ``--peers`` runs them
+nevertheless.
 
 Pictures: ``--rows 25000 50000 100000 200000 --clusters 1000 --figure rows.svg`` draws seconds against rows,
 ``--rows 100000 --clusters 250 1000 4000 --figure clusters.svg`` against clusters; with several of both, both.
@@ -14,6 +15,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -137,30 +139,30 @@ def kernels_alone(rows: np.ndarray, k: int, n_iters: int, threads: int) -> np.nd
 def measure(
     rows: np.ndarray, k: int, args: argparse.Namespace, folder: str
 ) -> list[tuple[str, float, float]]:
-    """Return (tool, median seconds, inertia) of every tool for one k."""
-    calls: dict[str, Callable[[], np.ndarray]] = {}
+    """Return (tool, median seconds, median inertia) of every tool for one k."""
+    calls: dict[str, Callable[[int], np.ndarray]] = {}
     for name, peer in PEERS.items():
         if args.peers is None and len(rows) * k > MOST_PAIRS.get(name, len(rows) * k):
             print(f"{name}: left out of {len(rows)} rows and k {k}; --peers {name!r} runs it", flush=True)
         elif args.peers is None or name in args.peers:
-            calls[name] = lambda peer=peer: peer(rows, k)
+            calls[name] = lambda _, peer=peer: peer(rows, k)
     emb = dc.ingest(rows, f"{folder}/pool-{k}-{len(rows)}.zarr", overwrite=True)
     workers = os.cpu_count() or 1
     with make_local_cluster(n_workers=workers) as cluster, Client(cluster):
         for algorithm in args.algorithms:
             plain = {"init": "random", "n_iters": ITERATIONS} if algorithm == "lloyd" else {}
-            calls[f"daskcurate, {algorithm}"] = lambda a=algorithm, p=plain: ours(
-                emb, k, folder, algorithm=a, **p
+            calls[f"daskcurate, {algorithm}"] = lambda seed, a=algorithm, p=plain: ours(
+                emb, k, folder, algorithm=a, seed=seed, **p
             )
         if "lloyd" in args.algorithms:
-            calls["daskcurate's kernels alone, lloyd"] = lambda: kernels_alone(rows, k, ITERATIONS, workers)
+            calls["daskcurate's kernels alone, lloyd"] = lambda _: kernels_alone(rows, k, ITERATIONS, workers)
         times: dict[str, list[float]] = {name: [] for name in calls}
-        quality: dict[str, float] = {}
-        for _ in range(args.repeats):
+        quality: dict[str, list[float]] = {name: [] for name in calls}
+        for turn in range(args.repeats):
             for name, call in calls.items():
                 if name in times:
                     try:
-                        seconds, centroids = seconds_of(call)
+                        seconds, centroids = seconds_of(partial(call, turn))
                     except ImportError as error:
                         print(f"{name}: not installed ({error.name})", flush=True)
                         del times[name]
@@ -172,11 +174,14 @@ def measure(
                         del times[name]
                         continue
                     times[name].append(seconds)
-                    quality[name] = inertia(rows, centroids)
+                    quality[name].append(inertia(rows, centroids))
                     print(
-                        f"{len(rows)} rows, k {k}, {name}: {seconds:.2f} s, {quality[name]:.0f}", flush=True
+                        f"{len(rows)} rows, k {k}, {name}: {seconds:.2f} s, {quality[name][-1]:.0f}",
+                        flush=True,
                     )
-    return [(name, statistics.median(found), quality[name]) for name, found in times.items()]
+    return [
+        (name, statistics.median(found), statistics.median(quality[name])) for name, found in times.items()
+    ]
 
 
 def main() -> None:

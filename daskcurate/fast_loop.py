@@ -26,7 +26,7 @@ from daskcurate.store import read_file, write_file, write_scratch
 
 SETTLED = {"fast": 0.1, "two-level": 0.02}
 """Passes over lists end where at most this share of the rows changed cluster ..."""
-TAILS = {"fast": (True, False, False), "two-level": (False,)}
+TAILS = {"fast": (False, True, False, False), "two-level": (False,)}
 """... and these come after them; True: rows are compared with all centroids."""
 RECALL_ROWS = 4096
 """Rows on which the labels of a two-level assignment are compared with the exact ones."""

@@ -320,9 +320,9 @@ def kmeans(
     algorithm
         ``lloyd``: each update compares every row with every centroid. ``fast``: seeds from a sample (in two
         levels where there are many), then passes that compare a row with a few hundred near centroids and
-        move these beyond the means, with momentum, until at most 10 % of the rows change cluster; then three more,
-        two of them with all centroids. Seeds and passes see the rows in the directions that hold 90 % of
-        their variance, where those are few. Labels are exact as with ``lloyd``; on embeddings of texts the inertia is
+        move these beyond the means, with momentum, until at most 10 % of the rows change cluster; then four more,
+        one of them with all centroids. Seeds and passes see the rows in the directions that hold 90 % of their
+        variance, where those are few. Labels are exact as with ``lloyd``; on embeddings of texts the inertia is
         below that of 20 Lloyd updates, for a third of the work and less the larger n_clusters is.
         ``two-level``: the same without passes over all centroids, for 100 000 clusters and more; labels are the
         nearest of those compared, and ``recall`` says how many of a sample of rows have the exact one.

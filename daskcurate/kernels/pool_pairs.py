@@ -178,7 +178,9 @@ class Bound:
         half_squares = (wide * wide).sum(axis=1) / 2
         own = xp.empty(len(x), np.float32)
         for i, (lo, hi) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
-            own[lo:hi] = x.unit[lo:hi] @ centroids[i] - half_squares[i].astype(np.float32)
+            # not by BLAS, whose product with a vector now and then warns of numbers past the end of short rows
+            dots = xp.einsum("ij,j->i", x.unit[lo:hi], centroids[i])
+            own[lo:hi] = dots - half_squares[i].astype(np.float32)
         return _Clusters(labels, starts, centroids, half_squares, own)
 
     def asking(
