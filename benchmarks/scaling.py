@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +79,16 @@ def workers(args: argparse.Namespace, folder: str) -> None:
     rows = unit_rows(args.data, args.rows)
     emb = dc.ingest(rows, f"{folder}/workers.zarr")
     settings = {"n_clusters": args.clusters, "init": "random", "n_iters": ITERATIONS}
-    times: dict[str, list[float]] = {"two workers": [], "one worker": [], "kernels alone, two threads": []}
+    times: dict[str, list[float]] = {"two workers": [], "one worker": []}
+    # what two cores of this machine gain over one, without Dask: they share caches and memory
+    alone = {"kernels alone, two threads": 2, "kernels alone, one thread": 1}
     for _ in range(args.repeats):
         for name, count in (("two workers", 2), ("one worker", 1)):
             with make_local_cluster(n_workers=count) as cluster, Client(cluster):
                 times[name].append(run(emb, folder, **settings)[0])
-        alone = seconds_of(lambda: kernels_alone(rows, args.clusters, ITERATIONS, 2))[0]
-        times["kernels alone, two threads"].append(alone)
+        for name, threads in alone.items():
+            call = partial(kernels_alone, rows, args.clusters, ITERATIONS, threads)
+            times.setdefault(name, []).append(seconds_of(call)[0])
     middle = {name: statistics.median(found) for name, found in times.items()}
     print_table(
         ("lloyd, 20 updates", "seconds", "of two workers'"),

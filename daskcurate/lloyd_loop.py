@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from dask.delayed import Delayed
 
-from daskcurate.arrays import to_host
+from daskcurate.arrays import namespace_of, to_host
 from daskcurate.config import KMeansConfig
 from daskcurate.device import left_on_device, on_device
 from daskcurate.kernels import lloyd
-from daskcurate.kernels.assign import Scorer, nearest_by_leading
+from daskcurate.kernels.assign import Assignment, Scorer, nearest_by_leading
+from daskcurate.kernels.bounded import reassign
 from daskcurate.kernels.distances import own_distances, squared
 from daskcurate.remembering import Table, assign_block, read_centroids, step_block
 from daskcurate.rows import Block, Narrow, NarrowBlock, RowBlocks, add, tree
@@ -108,7 +109,9 @@ class UpdateUnderWay(NamedTuple):
         if not update.empty.size:
             return key, update
         reseeded = f"{key}-reseeded"
-        moved = _reseed(run, self.blocks, self.metric, self.current, key, reseeded, update.empty, key)
+        table, count = table_of(run, self.current, self.metric), int(update.empty.size)
+        far = self.blocks.map(run, _farthest, table, self.blocks.name, count, name="kmeans-farthest", key=key)
+        moved = _reseed(run, far, key, reseeded, update.empty, key)
         run.discard(key)
         return reseeded, update._replace(same=update.same and not moved)
 
@@ -141,22 +144,12 @@ def _finalize(total: lloyd.Partial, table: Table, url: str) -> Update:
     return Update(objective, empty, bool((updated == centroids).all()))
 
 
-def _reseed(
-    run: Any,
-    blocks: RowBlocks,
-    metric: str,
-    current: str,
-    source: str,
-    target: str,
-    empty: np.ndarray,
-    key: str,
-) -> int:
-    """Write ``source`` to ``target`` with its empty clusters moved to the rows farthest from ``current``.
+def _reseed(run: Any, far: list[Delayed], source: str, target: str, empty: np.ndarray, key: str) -> int:
+    """Write ``source`` to ``target`` with its empty clusters moved to the rows farthest from their centroids.
 
-    Returns how many were moved: no more than there are rows away from their centroid.
+    ``far`` are the farthest rows of each block. Returns how many were moved: no more than there are rows away from
+    their centroid.
     """
-    table = table_of(run, current, metric)
-    far = blocks.map(run, _farthest, table, blocks.name, int(empty.size), name="kmeans-farthest", key=key)
     merged = tree(
         run, partial(_merge_farthest, limit=int(empty.size)), far, name="kmeans-farthest-merge", key=key
     )
@@ -167,10 +160,16 @@ def _reseed(
 @on_device
 def _farthest(block: Block, table: Table, rows_name: str, count: int) -> lloyd.Farthest:
     scorer = table.scorer()
-    found = assign_block(block, scorer, rows_name)
-    return lloyd.farthest_rows(
-        block.rows, block.numbers, scorer.centroids, found.labels, scorer.metric, count
-    )
+    return _farthest_of(block, assign_block(block, scorer, rows_name).labels, scorer, count)
+
+
+@on_device
+def _farthest_assigned(block: Block, found: Assigned, table: Table, count: int) -> lloyd.Farthest:
+    return _farthest_of(block, found.labels, table.scorer(), count)
+
+
+def _farthest_of(block: Block, labels: np.ndarray, scorer: Scorer, count: int) -> lloyd.Farthest:
+    return lloyd.farthest_rows(block.rows, block.numbers, scorer.centroids, labels, scorer.metric, count)
 
 
 def _merge_farthest(parts: list[lloyd.Farthest], *, limit: int) -> lloyd.Farthest:
@@ -223,18 +222,50 @@ def assign_blocks(
     With ``reseed`` clusters that win no row are moved to the rows farthest from their centroids until
     none is empty, or no row lies away from its centroid: then there are fewer distinct rows than clusters.
     """
+    table = table_of(run, centroids, metric, blocks.narrow)
+    lazy = blocks.map_both(run, assigned_block, table, blocks.name, name="kmeans-assign", key=f"{key}-0")
     for turn in range(RESEED_ROUNDS):
         tag = f"{key}-{turn}"
-        table = table_of(run, centroids, metric, blocks.narrow)
-        assigned = run.persist(
-            blocks.map_both(run, assigned_block, table, blocks.name, name="kmeans-assign", key=tag), "assign"
-        )
+        assigned = run.persist(lazy, "assign")
         sizes = count_sizes(run, assigned, k, tag)
         empty = np.flatnonzero(sizes == 0)
         if not reseed or not empty.size or turn == RESEED_ROUNDS - 1:
             break
+        far = _each(run, blocks, _farthest_assigned, assigned, table, int(empty.size), "kmeans-farthest", tag)
         moved = f"{key}-moved-{turn}"
-        if not _reseed(run, blocks, metric, centroids, centroids, moved, empty, tag):
+        if not _reseed(run, far, centroids, moved, empty, tag):
             break
-        centroids = moved
+        centroids, table = moved, table_of(run, moved, metric)
+        lazy = _each(
+            run, blocks, _assigned_again, assigned, table, empty, "kmeans-assign", f"{key}-{turn + 1}"
+        )
     return assigned, centroids, sizes
+
+
+def _each(
+    run: Any,
+    blocks: RowBlocks,
+    function: Any,
+    assigned: list[Delayed],
+    table: Table,
+    last: Any,
+    name: str,
+    key: str,
+) -> list[Delayed]:
+    """Return one task per block: ``function(block, its Assigned, table, last)``."""
+    return [
+        blocks.task(run, i, function, item, table, last, name=name, key=f"{key}-{i}")
+        for i, item in enumerate(assigned)
+    ]
+
+
+@on_device
+def _assigned_again(block: Block, found: Assigned, table: Table, moved: np.ndarray) -> Assigned:
+    """Assign rows again after centroids moved that were nearest to none: the others are as near as they were."""
+    scorer = table.scorer()
+    xp = namespace_of(block.rows)
+    moves = xp.zeros(len(scorer.centroids))
+    moves[xp.asarray(moved)] = np.inf  # so that these are compared with every row
+    others = xp.full(len(block.rows), np.inf, dtype=np.float32)
+    labels = reassign(block.rows, scorer, Assignment(found.labels, others), moves).labels
+    return assigned_rows(block, labels, scorer)

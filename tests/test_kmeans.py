@@ -7,9 +7,12 @@ import pytest
 from oracles import blobs, check_result, oracle
 
 import daskcurate as dc
-from daskcurate import fitting, rows
+from daskcurate import fitting, lloyd_loop, rows
 from daskcurate.kernels import assign, lloyd
 from daskcurate.planning import Limits
+from daskcurate.remembering import Table
+from daskcurate.rows import Block
+from daskcurate.store import write_scratch
 
 METRICS = ("l2", "cosine")
 
@@ -191,3 +194,25 @@ def test_scalable_seeding_is_about_as_good_as_greedy(client, pool, tmp_path):
     ]
     assert found[1] < 1.3 * found[0]
     assert found[1] < found[2]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("moved", [[0], [3, 17], list(range(5, 25))])
+def test_rows_are_assigned_again_after_centroids_of_no_row_moved(metric, moved, tmp_path):
+    rng = np.random.default_rng(len(moved))
+    x = assign.unit_rows(rng.standard_normal((600, 12)).astype(np.float32))
+    centroids = assign.unit_rows(rng.standard_normal((40, 12)).astype(np.float32))
+    centroids[1] = centroids[2]  # a tie
+    kept = np.delete(np.arange(40), moved)
+    before = kept[assign.nearest(x, centroids[kept], metric)]
+    centroids[moved] = x[: len(moved)]
+    write_scratch(f"{tmp_path}/centroids", centroids)
+    found = lloyd_loop._assigned_again(
+        Block(np.arange(600), x),
+        lloyd_loop.Assigned(before.astype(np.int32), np.zeros(600), 0.0),
+        Table(f"{tmp_path}/centroids", metric, "token"),
+        np.array(moved),
+    )
+    np.testing.assert_array_equal(found.labels, assign.nearest(x, centroids, metric))
+    assert found.labels[: len(moved)].tolist() == moved
+    assert (found.labels != before).sum() > len(moved)
