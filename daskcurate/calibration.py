@@ -187,9 +187,8 @@ def settling(x: np.ndarray) -> dict[str, float]:
         moves = lloyd.moves_of(before, centroids)
         if not moves.any():
             break
-    usual = FEW_CLUSTERS * (
-        lloyd_passes(SETTLING_UPDATES, len(x) / k) - 0.5
-    )  # a pass without bounds comes first
+    # a pass without bounds comes first
+    usual = FEW_CLUSTERS * (lloyd_passes(SETTLING_UPDATES, len(x) / k) - 0.5)
     return {
         "passes": (sum(shares) - 0.5) / usual,
         "updates": max(LEAST_UPDATES, len(shares) / lloyd_updates(SETTLING_UPDATES, len(x) / k)),

@@ -126,9 +126,8 @@ def lloyd_passes(n_iters: int, rows_per_cluster: float, slower: float = 1.0) -> 
     """
     fall = _fall(rows_per_cluster) * slower
     power = 1 + 1 / (1 + (rows_per_cluster / SLOW_END) ** 2)  # many rows a cluster: a slow end
-    counted = min(
-        n_iters, math.ceil(40 * fall) + 1
-    )  # the rest is nothing: a run until ``tol`` may allow any number
+    # what comes later adds nothing, and a run until ``tol`` may allow any number of passes
+    counted = min(n_iters, math.ceil(40 * fall) + 1)
     return sum(math.exp(-((t / fall) ** power)) for t in range(counted))
 
 
