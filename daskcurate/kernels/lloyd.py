@@ -97,6 +97,8 @@ def segment_sums(
         order = order[is_touched[labels[order]]]
         ends = xp.cumsum(counts[touched])
     starts = xp.concatenate([xp.zeros(1, dtype=np.int64), ends])
+    if 2 * len(order) < x.shape[0]:  # few rows: those alone are widened
+        x, order = x[order], xp.arange(len(order))
     shape = (len(starts) - 1, x.shape[0])
     members = sparse.csr_matrix((xp.ones(order.shape[0], dtype=dtype), order, starts), shape=shape)
     width = max(1, (1 << 22) // max(1, x.shape[0]))  # float64 copies of a few columns at a time
@@ -332,13 +334,15 @@ def lloyd(
     runs = spread(_joined, _neighbours(blocks))
     last: list[_RunLast | None] = [None] * len(runs)
     moves = None
+    total: Partial | None = None
     updates, objective, labels = 0, 0.0, None
     for number in range(n_iters):
         scorer = Scorer(centroids, metric)
         stepped = spread(_step_run, runs, repeat(scorer), last, repeat(moves))
+        touched = None if total is None else _touched(stepped, last, len(centroids))
         last = list(stepped)
         passed = [item for found in stepped for item in found.blocks()]
-        total = _combined([partial for _, partial in passed], len(centroids))
+        total = _combined([partial for _, partial in passed], total, touched)
         objective = objective_of(total, centroids)
         plain = number in (0, n_iters - 1)
         updated = finalize(total, centroids, metric, 1.0 if plain else step)
@@ -364,17 +368,41 @@ def lloyd(
     return Fit(centroids, updates, objective, labels)
 
 
-def _combined(partials: list[Partial], k: int) -> Partial:
-    """Return what :func:`tree_combine` does, some clusters at a time: these stay in cache, and threads share them."""
+def _touched(stepped: Sequence["_RunLast"], last: Sequence[Any], k: int) -> np.ndarray:
+    """Return the clusters whose rows are not those of the pass before, ascending."""
+    xp = namespace_of(stepped[0].assignment.labels)
+    is_touched = xp.zeros(k, dtype=bool)
+    for now, before in zip(stepped, last, strict=True):
+        new, old = now.assignment.labels, before.assignment.labels
+        moved = xp.nonzero(new != old)[0]
+        is_touched[new[moved]] = True
+        is_touched[old[moved]] = True
+    return to_host(xp.nonzero(is_touched)[0])
 
-    def some(start: int) -> Partial:
-        own = slice(start, start + SHARED_CLUSTERS)
-        return tree_combine([Partial(part.sums[own], part.counts[own], part.squares) for part in partials])
 
-    found = spread(some, range(0, k, SHARED_CLUSTERS))
-    xp = namespace_of(partials[0].sums)
-    sums, counts = (xp.concatenate(parts) for parts in zip(*((p.sums, p.counts) for p in found), strict=True))
-    return Partial(sums, counts, found[0].squares)
+def _combined(partials: list[Partial], before: Partial | None, touched: np.ndarray | None) -> Partial:
+    """Return what :func:`tree_combine` does, some clusters at a time: these stay in cache, and threads share them.
+
+    Parameters
+    ----------
+    before, touched
+        What it returned for the pass before, which is overwritten, and the clusters that changed since; or None.
+    """
+    xp, k = namespace_of(partials[0].sums), len(partials[0].counts)
+    own = np.arange(k) if touched is None else touched
+    if before is None:
+        squares = tree_combine([Partial(part.sums[:0], part.counts[:0], part.squares) for part in partials])
+        before = Partial(xp.empty_like(partials[0].sums), xp.empty_like(partials[0].counts), squares.squares)
+    sums, counts = before.sums, before.counts
+
+    def some(start: int) -> None:
+        part = own[start : start + SHARED_CLUSTERS]
+        at = slice(start, start + len(part)) if len(own) == k else xp.asarray(part)
+        found = tree_combine([Partial(each.sums[at], each.counts[at], 0.0) for each in partials])
+        sums[at], counts[at] = found.sums, found.counts
+
+    spread(some, range(0, len(own), SHARED_CLUSTERS))
+    return before
 
 
 class _Run(NamedTuple):

@@ -192,6 +192,22 @@ def test_blocks_assigned_together_are_added_up_one_by_one(monkeypatch, metric):
     assert lloyd.lloyd(blocks, x[:40], metric, 2).labels is None
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_sums_of_clusters_that_changed_alone_make_the_bits_of_all_sums(xp, metric):
+    rng = np.random.default_rng(5)
+    x = xp.asarray(make(rng, 900, 7, metric))
+    blocks = [x[:200], x[200:200], x[200:201], x[201:600], x[600:]]
+    centroids = seeds = x[:300]  # more clusters than are added up at a time, and few rows in each
+    for updates in range(1, 13):
+        scorer = assign.Scorer(centroids, metric)
+        total = lloyd.tree_combine([lloyd.step_chunk(block, scorer).partial for block in blocks])
+        centroids = lloyd.finalize(total, centroids, metric)
+        found = lloyd.lloyd(blocks, seeds, metric, updates)
+        assert found.objective == lloyd.objective_of(total, scorer.centroids)
+        np.testing.assert_array_equal(to_host(found.centroids), to_host(centroids))
+    assert found.n_updates > 3  # the later ones changed few clusters
+
+
 def test_farthest_rows_are_distinct_and_ordered():
     x = np.array([[5, 0], [9, 0], [9, 0], [0, 0], [7, 0]], dtype=np.float32)
     rows = np.array([10, 11, 12, 13, 14])
