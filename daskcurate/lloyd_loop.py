@@ -231,32 +231,17 @@ def assign_blocks(
         empty = np.flatnonzero(sizes == 0)
         if not reseed or not empty.size or turn == RESEED_ROUNDS - 1:
             break
-        far = _each(run, blocks, _farthest_assigned, assigned, table, int(empty.size), "kmeans-farthest", tag)
+        far = blocks.zip_map(
+            run, _farthest_assigned, assigned, table, int(empty.size), name="kmeans-farthest", key=tag
+        )
         moved = f"{key}-moved-{turn}"
         if not _reseed(run, far, centroids, moved, empty, tag):
             break
         centroids, table = moved, table_of(run, moved, metric)
-        lazy = _each(
-            run, blocks, _assigned_again, assigned, table, empty, "kmeans-assign", f"{key}-{turn + 1}"
+        lazy = blocks.zip_map(
+            run, _assigned_again, assigned, table, empty, name="kmeans-assign", key=f"{key}-{turn + 1}"
         )
     return assigned, centroids, sizes
-
-
-def _each(
-    run: Any,
-    blocks: RowBlocks,
-    function: Any,
-    assigned: list[Delayed],
-    table: Table,
-    last: Any,
-    name: str,
-    key: str,
-) -> list[Delayed]:
-    """Return one task per block: ``function(block, its Assigned, table, last)``."""
-    return [
-        blocks.task(run, i, function, item, table, last, name=name, key=f"{key}-{i}")
-        for i, item in enumerate(assigned)
-    ]
 
 
 @on_device
