@@ -102,6 +102,8 @@ def test_options_come_before_the_section(tmp_path):
     rack = ClusterSpec("slurm", {"n_workers": 8, "queue": "batch"})
     assert Place().spec(rack) == rack
     assert Place().spec() == ClusterSpec()
+    for kind in KINDS - {"ssh", "local-cuda"}:  # one needs hosts, the other GPUs
+        assert Place(cluster=kind).opened_by_one() == (kind != "slurm-allocation")
     assert Place(cluster="slurm", n_workers=2).spec(rack) == ClusterSpec(
         "slurm", {"n_workers": 2, "queue": "batch"}
     )
