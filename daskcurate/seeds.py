@@ -147,9 +147,7 @@ def _scalable(run: Any, blocks: RowBlocks, k: int, seed: int, url: str, key: str
         if not total > 0:
             break
         draw = derive_seed(seed, "k-means||", number)
-        picks = blocks.zip_map(
-            run, _oversample, near, draw, total, 2.0 * k, name="seed-oversample", key=tag
-        )
+        picks = blocks.zip_map(run, _oversample, near, draw, total, 2.0 * k, name="seed-oversample", key=tag)
         added = np.concatenate(run.gather(picks, "seeding round"))
         if len(added):
             candidates = np.concatenate([candidates, added])
