@@ -288,6 +288,9 @@ def slurm_allocation(
     return _tasks(threads_per_worker, limit, scheduler, worker, Path(shared_folder).absolute())
 
 
+slurm_allocation.every_process_opens_it = True  # type: ignore[attr-defined]
+
+
 @contextmanager
 def _tasks(
     threads: int | None, limit: int | str, scheduler: dict[str, Any], worker: dict[str, Any], folder: Path

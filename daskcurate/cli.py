@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 the run failed; 2 the command line, the configuration or a
 import contextlib
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,7 +45,7 @@ from daskcurate.io.resolve import FORMATS, Options, open_source
 from daskcurate.io.sniff import suffix_of
 from daskcurate.pipeline_config import RunConfig, load_config
 from daskcurate.planning import Plan, PlanError
-from daskcurate.runner import finished
+from daskcurate.runner import finished, missing_stages
 from daskcurate.store import RunStore
 from daskcurate.stored import find_selection
 
@@ -182,7 +183,27 @@ def _show_plan(found: Plan, config: RunConfig) -> None:
     if found.stages:
         show(plan_table(found))
     else:
-        console.print(f"Nothing is left to run: {config.store} holds every stage.")
+        _say_finished(config)
+
+
+def _say_finished(config: RunConfig) -> None:
+    console.print(f"Nothing is left to run: {config.store} holds every stage.")
+
+
+@contextlib.contextmanager
+def _client_to_run(nodes: dict[str, Any], config: RunConfig, where: Place) -> Iterator[Any]:
+    """Yield a client for the stages; None, and no cluster is started, where the store holds all of them.
+
+    Without ``nodes`` the pool is still to be made. Where every process of a cluster runs the command, its start tells
+    which of them goes on.
+    """
+    alone = where.opened_by_one(config.cluster)
+    if alone and nodes and not missing_stages(list(nodes.values()), RunStore(config.store)):
+        _say_finished(config)
+        yield None
+        return
+    with a_client(where, config.cluster) as client:
+        yield client
 
 
 def _planned(config: RunConfig, where: Place, calibrate: bool = False) -> Plan:
@@ -253,7 +274,7 @@ def run(
     nodes = (
         loaded.build(emb) if emb is not None else {}
     )  # what is not allowed is said before a cluster is started
-    with a_client(where, loaded.cluster) as client:
+    with _client_to_run(nodes, loaded, where) as client:
         nodes = nodes or loaded.build(_ingest_pool(loaded))
         found = daskcurate.compute(*nodes.values(), store=loaded.store, client=client)
         results = dict(zip(nodes, found if len(nodes) > 1 else (found,), strict=True))

@@ -273,6 +273,16 @@ class Place:
         """Return the cluster to start, as a context manager that yields its client."""
         return self.spec(section).open()
 
+    def opened_by_one(self, section: ClusterSpec | None = None) -> bool:
+        """Return whether one process runs the command, not every process of the cluster; nothing is started.
+
+        Raises what :func:`open_client` does for options that are not allowed.
+        """
+        if self.scheduler_at() is not None:
+            return True
+        self.open(section)
+        return not getattr(find_cluster(self.spec(section).name), "every_process_opens_it", False)
+
     def _given(self, *names: str) -> dict[str, Any]:
         found = {f"--{name.replace('_', '-')}": getattr(self, name) for name in names}
         return {name: value for name, value in found.items() if value not in (None, "")}

@@ -126,20 +126,15 @@ def _start_pass(
     old, new = None if before is None else run.scratch(_labels(current)), run.scratch(_labels(key))
 
     def each(function: Any, name: str) -> list[Any]:
-        return [
-            rows.task(run, i, function, table, old, new, i, how, name=name, key=f"{key}-{i}")
-            for i in range(len(rows.blocks))
-        ]
+        return rows.zip_map(run, function, range(len(rows.blocks)), table, old, new, how, name=name, key=key)
 
     if narrow is None or not how.plain:
         total = tree(run, _combine, each(_pass, "kmeans-pass"), name="kmeans-combine", key=key)
         urls = run.scratch(before) if before is not None and how.goes_on else None, run.scratch(key)
         return run.start([run.task(_finalize, total, table, *urls, how, name="kmeans-update", key=key)])
     # the means of the whole rows
-    sums = [
-        blocks.task(run, i, _sums, new, i, table, changed, name="kmeans-widen", key=f"{key}-{i}")
-        for i, changed in enumerate(each(_label, "kmeans-last-pass"))
-    ]
+    labelled = each(_label, "kmeans-last-pass")
+    sums = blocks.zip_map(run, _sums, labelled, new, table, name="kmeans-widen", key=key)
     total = tree(run, _combine, sums, name="kmeans-widen-combine", key=key)
     urls = narrow.directions, run.scratch(key)
     return run.start([run.task(_write_means, total, table, *urls, metric, name="kmeans-means", key=key)])
@@ -153,7 +148,7 @@ def lists_of(table: Table, seed: int, longer: int = 1) -> Lists:
 
 
 def _labelled(
-    block: Block, table: Table, old: str | None, new: str, number: int, how: How
+    block: Block, number: int, table: Table, old: str | None, new: str, how: How
 ) -> tuple[Array, int]:
     """Write the labels of a block's rows; return them, and how many changed."""
     scorer, xp = table.scorer(), namespace_of(block.rows)
@@ -165,20 +160,22 @@ def _labelled(
 
 
 @on_device
-def _label(block: Block, *args: Any) -> int:
-    return _labelled(block, *args)[1]
+def _label(block: Block, number: int, *args: Any) -> tuple[int, int]:
+    """Write the labels of a block's rows; return the number of their file, and how many changed."""
+    return number, _labelled(block, number, *args)[1]
 
 
 @left_on_device
-def _pass(block: Block, table: Table, old: str | None, new: str, number: int, how: How) -> Moved:
-    labels, changed = _labelled(block, table, old, new, number, how)
+def _pass(block: Block, number: int, table: Table, old: str | None, new: str, how: How) -> Moved:
+    labels, changed = _labelled(block, number, table, old, new, how)
     sums = lloyd.segment_sums(block.rows, labels, len(table.scorer().centroids), dtype=np.float32)
     squares = lloyd.sum_of_squares(block.rows) if how.measured else 0.0
     return Moved(lloyd.Partial(*sums, squares), changed)
 
 
 @on_device
-def _sums(block: Block, labels: str, number: int, table: Table, changed: int) -> Moved:
+def _sums(block: Block, labelled: tuple[int, int], labels: str, table: Table) -> Moved:
+    number, changed = labelled
     found = namespace_of(block.rows).asarray(read_file(f"{labels}/{number}"))
     sums = lloyd.segment_sums(block.rows, found, len(table.scorer().centroids), dtype=np.float32)
     return Moved(lloyd.Partial(*sums, 0.0), changed)

@@ -88,19 +88,15 @@ def _edges_of_part(
     parts, total, pairs = run_pairs(run, tasks(n_rows, min(each, most), "try"), "compare rows")
     counts = [run.task(_counts, part, name="dedup-counts", key=part.key) for part in parts]
     counted = run.gather([tree(run, _add_counts, counts, name="dedup-counts-add", key=f"{first}")])[0]
+    last = n_rows
+    if total > most or not counted.whole:
+        bin_rows = max(1, -(-n_rows // _BINS))
+        bins = int(np.searchsorted(np.cumsum(counted.counts), most, side="right"))
+        last = min(n_rows, max(bins * bin_rows, first + math.isqrt(2 * most)))
+        parts, _, more = run_pairs(run, tasks(last, matches.LAST, "part"), "compare rows")
+        pairs += more
     kept = [run.task(_only_edges, part, name="dedup-some-edges", key=part.key) for part in parts]
-    if total <= most and counted.whole:
-        return kept, n_rows, pairs
-    bin_rows = max(1, -(-n_rows // _BINS))
-    bins = int(np.searchsorted(np.cumsum(counted.counts), most, side="right"))
-    last = min(n_rows, max(bins * bin_rows, first + math.isqrt(2 * most)))
-    last = max(last, first + 1)
-    parts, _, more = run_pairs(run, tasks(last, matches.LAST, "part"), "compare rows")
-    return (
-        [run.task(_only_edges, part, name="dedup-some-edges", key=part.key) for part in parts],
-        last,
-        pairs + more,
-    )
+    return kept, last, pairs
 
 
 class _Counted(NamedTuple):

@@ -14,6 +14,7 @@ from daskcurate.kernels import pool_matches as matches
 from daskcurate.kernels.pool_pairs import compare
 from daskcurate.kernels.similarity import Edges, merge_forests
 from daskcurate.members import Members
+from daskcurate.planning import POOL_MATCH_BYTES
 from daskcurate.pool_blocks import Layout, PoolBlocks, Survey, scatter, take_survey
 from daskcurate.pool_tasks import POOL_MATCHES, Found, each_pair, linked_matches, match_frame, run_pairs
 from daskcurate.regroup import regroup
@@ -41,7 +42,7 @@ def match_pool(
     frames, count, pairs = match(run, layout, survey) if layout.lengths else ([], 0, 0)
     frames.append(run.task(POOL_MATCHES.copy, name="dedup-no-match"))
     bound = run.gather([run.task(_is_bound, survey, name="dedup-bound")])[0]
-    back = regroup(run, frames, POOL_MATCHES, len(members.ranges), 48 * count, "back")
+    back = regroup(run, frames, POOL_MATCHES, len(members.ranges), POOL_MATCH_BYTES * count, "back")
     best = [run.task(best_matches, frame, name="dedup-best", key=i) for i, frame in enumerate(back)]
     return best, {"pairs": pairs, "brute_force": not bound}
 

@@ -39,6 +39,9 @@ AGAIN = 1.0
 """Rows that the bounds leave, and those compared with the centroids that moved most: gathered, made ready."""
 SLOW_END = 100
 """Rows a cluster from which on the work of bounded passes falls slowly in the end."""
+COUNTED_FALLS = 40
+"""Passes that are counted, in falls of a pass's work to 1 / e: what comes later adds less than is lost in rounding,
+and a run until ``tol`` may allow any number of passes."""
 STAGE_WRITES = 12
 """Arrays and attributes that the client makes at the start and end of a stage."""
 PASS_WRITES = 3
@@ -126,8 +129,7 @@ def lloyd_passes(n_iters: int, rows_per_cluster: float, slower: float = 1.0) -> 
     """
     fall = _fall(rows_per_cluster) * slower
     power = 1 + 1 / (1 + (rows_per_cluster / SLOW_END) ** 2)  # many rows a cluster: a slow end
-    # what comes later adds nothing, and a run until ``tol`` may allow any number of passes
-    counted = min(n_iters, math.ceil(40 * fall) + 1)
+    counted = min(n_iters, math.ceil(COUNTED_FALLS * fall) + 1)
     return sum(math.exp(-((t / fall) ** power)) for t in range(counted))
 
 
@@ -212,11 +214,13 @@ class LloydLoop(NamedTuple):
     prefix: str
     """``alone-`` in one task, else empty."""
     pass_operations: float
-    """Of a pass without bounds; and the bytes of rows in a pass with them, for what they skip and what they leave."""
+    """Of a pass without bounds."""
     pass_bytes: float
+    """Of the rows that are compared again in such a pass; the bounds save of these what they save of operations."""
     update_bytes: float
+    """Of the rows and sums that every pass goes through, whatever the bounds save."""
     update_tasks: int
-    """0 in one task."""
+    """Of a pass; 0 in one task."""
 
     def amounts(self, passes: float = 1.0, updates: float = 1.0) -> dict[str, float]:
         """Return the work by the rate it goes at, and ``tasks``; with the factors that the calibration found."""

@@ -160,16 +160,17 @@ def _reseed(run: Any, far: list[Delayed], source: str, target: str, empty: np.nd
 @on_device
 def _farthest(block: Block, table: Table, rows_name: str, count: int) -> lloyd.Farthest:
     scorer = table.scorer()
-    return _farthest_of(block, assign_block(block, scorer, rows_name).labels, scorer, count)
+    labels = assign_block(block, scorer, rows_name).labels
+    return _farthest_of(block, own_distances(block.rows, scorer.centroids, labels, scorer.metric), count)
 
 
 @on_device
-def _farthest_assigned(block: Block, found: Assigned, table: Table, count: int) -> lloyd.Farthest:
-    return _farthest_of(block, found.labels, table.scorer(), count)
+def _farthest_assigned(block: Block, found: Assigned, count: int) -> lloyd.Farthest:
+    return _farthest_of(block, found.distances, count)
 
 
-def _farthest_of(block: Block, labels: np.ndarray, scorer: Scorer, count: int) -> lloyd.Farthest:
-    return lloyd.farthest_rows(block.rows, block.numbers, scorer.centroids, labels, scorer.metric, count)
+def _farthest_of(block: Block, distances: np.ndarray, count: int) -> lloyd.Farthest:
+    return lloyd.merge_farthest([lloyd.Farthest(distances, block.numbers, block.rows)], count)
 
 
 def _merge_farthest(parts: list[lloyd.Farthest], *, limit: int) -> lloyd.Farthest:
@@ -231,32 +232,17 @@ def assign_blocks(
         empty = np.flatnonzero(sizes == 0)
         if not reseed or not empty.size or turn == RESEED_ROUNDS - 1:
             break
-        far = _each(run, blocks, _farthest_assigned, assigned, table, int(empty.size), "kmeans-farthest", tag)
+        far = blocks.zip_map(
+            run, _farthest_assigned, assigned, int(empty.size), name="kmeans-farthest", key=tag
+        )
         moved = f"{key}-moved-{turn}"
         if not _reseed(run, far, centroids, moved, empty, tag):
             break
         centroids, table = moved, table_of(run, moved, metric)
-        lazy = _each(
-            run, blocks, _assigned_again, assigned, table, empty, "kmeans-assign", f"{key}-{turn + 1}"
+        lazy = blocks.zip_map(
+            run, _assigned_again, assigned, table, empty, name="kmeans-assign", key=f"{key}-{turn + 1}"
         )
     return assigned, centroids, sizes
-
-
-def _each(
-    run: Any,
-    blocks: RowBlocks,
-    function: Any,
-    assigned: list[Delayed],
-    table: Table,
-    last: Any,
-    name: str,
-    key: str,
-) -> list[Delayed]:
-    """Return one task per block: ``function(block, its Assigned, table, last)``."""
-    return [
-        blocks.task(run, i, function, item, table, last, name=name, key=f"{key}-{i}")
-        for i, item in enumerate(assigned)
-    ]
 
 
 @on_device

@@ -97,7 +97,7 @@ def load_cosines(members: Members, start: int, stop: int) -> np.ndarray:
     assert members.source is not None
     labels = load_labels(members, start, stop)
     rows = members.source.read(start, stop)
-    centroids = read_block(members.centroids_url, 0, 2**62)
+    centroids = read_small(members.centroids_url)
     return own_distances(rows, centroids, labels, "cosine").astype(np.float32).astype(np.float64)
 
 
@@ -138,9 +138,6 @@ class SortKey:
         if self.by != "cosine" or members.metric == "cosine":
             return self.load(members, 0, members.n_rows)
         return np.concatenate(spread(self.load, repeat(members), *zip(*members.ranges, strict=True)))
-
-
-_WRITTEN = 1 << 22  # scores written at a time, at most
 
 
 def _sizes(members: Members, start: int, stop: int) -> np.ndarray:
@@ -213,6 +210,10 @@ def pool_ranks(run: Any, members: Members, key: SortKey, total: int) -> list[Del
         run.task(_labelled_alike, members, key, *r, name="sort-keys", key=r[0]) for r in members.ranges
     ]
     return rank_in_cluster(run, labelled, members.counts, np.array([total]), "pool")
+
+
+_WRITTEN = 1 << 22
+"""Scores written at a time, at most."""
 
 
 def write_scores(run: Any, members: Members, values: np.ndarray) -> str:

@@ -30,6 +30,8 @@ REGROUPED_ROW_BYTES = 28
 """What a dedup sends with each embedding to where the rows of its cluster meet: partition, cluster, place, row."""
 MATCH_BYTES = 28
 """What it sends back for each row: partition, row, similarity, match."""
+POOL_MATCH_BYTES = 36
+"""What it sends back for each match across clusters: besides, the match's place in the order of the pool."""
 SHUFFLE_BYTES = 96 << 20
 """What Dask's shuffle takes in a worker besides what waits in its buffers: parts of chunks received, each copied a
 few times, and partitions that are read before their turn."""

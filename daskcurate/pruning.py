@@ -11,7 +11,7 @@ from daskcurate.extremes import float_bits, smallest
 from daskcurate.given import GivenClustering
 from daskcurate.hierarchy import Hierarchy
 from daskcurate.kernels.allocation import bounded_allocation, softmax_shares
-from daskcurate.kernels.centroids import mean_nearest_cosine
+from daskcurate.kernels.centroids import mean_nearest_cosine, nearest_bytes
 from daskcurate.kernels.draws import derive_seed, row_hash
 from daskcurate.kmeans import Clustering
 from daskcurate.members import (
@@ -72,6 +72,11 @@ class DensityPrune(Selection):
     def title(self) -> str:
         """What progress displays call the stage."""
         return f"prune by {self.config.density}"
+
+    def _other_task(self, k: int, d: int) -> int:
+        """Return the bytes of a task that finds the nearest others of centroids."""
+        # all as read, and those of clusters with rows
+        return 2 * 4 * k * d + nearest_bytes(k, d, self.config.n_neighbors)
 
     @property
     def per_cluster(self) -> np.ndarray:

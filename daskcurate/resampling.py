@@ -28,10 +28,7 @@ def resample(
         for i, found in enumerate(assigned)
     ]
     ranks = run.persist(rank_in_cluster(run, labelled, blocks.counts, sizes, key), "rank rows")
-    taken = [
-        blocks.task(run, i, _take, rank, config.sample_size, name="resample-take", key=f"{key}-{i}")
-        for i, rank in enumerate(ranks)
-    ]
+    taken = blocks.zip_map(run, _take, ranks, config.sample_size, name="resample-take", key=key)
     counts = run.gather(
         [
             run.task(_count, rank, config.sample_size, name="resample-count", key=f"{key}-{i}")

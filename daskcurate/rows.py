@@ -5,7 +5,7 @@ this package maps over, and their numbers fix the order of every sum.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -203,6 +203,15 @@ class RowBlocks:
             self.task(run, i, function, *args, name=name, key=f"{key}-{i}") for i in range(len(self.blocks))
         ]
 
+    def zip_map(
+        self, run: Any, function: Callable[..., Any], items: Iterable[Any], *args: Any, name: str, key: str
+    ) -> list[Delayed]:
+        """Return one task per block: ``function(block, its item, *args)``; ``items`` are as many as blocks."""
+        return [
+            self.task(run, i, function, item, *args, name=name, key=f"{key}-{i}")
+            for i, (_, item) in enumerate(zip(self.blocks, items, strict=True))
+        ]
+
     def map_both(
         self, run: Any, function: Callable[..., Any], *args: Any, name: str, key: str
     ) -> list[Delayed]:
@@ -214,10 +223,7 @@ class RowBlocks:
         narrow: Sequence[Delayed | None] = [None] * len(self.blocks)
         if self.narrow is not None and self.narrow.held and not run.limits.on_gpu:
             narrow = self.narrow.blocks.blocks
-        return [
-            self.task(run, i, _with_narrow, function, narrow[i], *args, name=name, key=f"{key}-{i}")
-            for i in range(len(self.blocks))
-        ]
+        return self.zip_map(run, _with_narrow, narrow, function, *args, name=name, key=key)
 
     def numbers_task(
         self, run: Any, i: int, function: Callable[..., Any], *args: Any, name: str, key: str
@@ -256,7 +262,7 @@ def _read_then(
     return function(block, *args)
 
 
-def _with_narrow(block: Block, function: Callable[..., Any], narrow: NarrowBlock | None, *args: Any) -> Any:
+def _with_narrow(block: Block, narrow: NarrowBlock | None, function: Callable[..., Any], *args: Any) -> Any:
     return function(block, narrow, *args)
 
 

@@ -323,7 +323,7 @@ def compute(*nodes: Any, store: Any, client: Client | None = None, progress: boo
         }
         return stage.bound(run_store, inputs)
 
-    missing = [s for s in stages if not s.is_computed and not run_store.is_complete(s.name)]
+    missing = missing_stages(nodes, run_store)
     for stage in missing:
         if run_store.is_marked(stage.name):
             warnings.warn(
@@ -384,11 +384,16 @@ def _run_stage(stage: Stage, run: StageRun) -> None:
     run.progress.finish(stage, seconds)
 
 
+def missing_stages(nodes: Sequence[Any], store: RunStore) -> list[Stage]:
+    """Return the stages that :func:`compute` of ``nodes`` would run, and needs a client for; inputs first."""
+    return [s for s in flatten(nodes) if not s.is_computed and not store.is_complete(s.name)]
+
+
 def finished(node: Any, store: Any) -> Any:
     """Return ``node`` bound to a store that holds its result; NotComputedError where it does not."""
     run_store = RunStore(store)
     run_store.check()
-    missing = [s.title for s in flatten([node]) if not s.is_computed and not run_store.is_complete(s.name)]
+    missing = [stage.title for stage in missing_stages([node], run_store)]
     if missing:
         raise NotComputedError(f"{run_store.url} lacks the stages {', '.join(missing)}: run them first")
     return compute(node, store=store)

@@ -140,23 +140,14 @@ def _scalable(run: Any, blocks: RowBlocks, k: int, seed: int, url: str, key: str
         tag = f"{key}-{number}"
         table = _candidates(run, added - shift, tag)
         near = run.persist(
-            [
-                blocks.task(run, i, _nearer, item, table, shift, name="seed-distances", key=f"{tag}-{i}")
-                for i, item in enumerate(near)
-            ],
-            "seeding round",
+            blocks.zip_map(run, _nearer, near, table, shift, name="seed-distances", key=tag), "seeding round"
         )
         sums = [run.task(_mass, item, name="seed-mass", key=f"{tag}-{i}") for i, item in enumerate(near)]
         total = float(np.sum(run.gather(sums)))
         if not total > 0:
             break
         draw = derive_seed(seed, "k-means||", number)
-        picks = [
-            blocks.task(
-                run, i, _oversample, item, draw, total, 2.0 * k, name="seed-oversample", key=f"{tag}-{i}"
-            )
-            for i, item in enumerate(near)
-        ]
+        picks = blocks.zip_map(run, _oversample, near, draw, total, 2.0 * k, name="seed-oversample", key=tag)
         added = np.concatenate(run.gather(picks, "seeding round"))
         if len(added):
             candidates = np.concatenate([candidates, added])

@@ -112,7 +112,13 @@ class Selection(Stage):
             limits=limits,
             steps=self._steps(),
             d=0 if emb is None else emb.dim,
+            itemsize=0 if emb is None else emb.dtype.itemsize,
+            other_task=0 if emb is None else self._other_task(k, emb.dim),
         )
+
+    def _other_task(self, k: int, d: int) -> int:
+        """Return the bytes of the largest task that handles no chunk of rows, for k clusters of width ``d``."""
+        return 0
 
     def _steps(self) -> ChunkSteps:
         """Return what the stage does for each chunk, with these inputs."""

@@ -59,10 +59,7 @@ def split_clusters(
     n_partitions = int(partition[-1]) + 1
     table = run.task(np.asarray, partition, name="partition-map", key="split")
     giant = np.flatnonzero(sizes > limit)
-    frames = [
-        blocks.task(run, i, _row_frame, found, table, giant, name="split-rows", key=str(i))
-        for i, found in enumerate(assigned)
-    ]
+    frames = blocks.zip_map(run, _row_frame, assigned, table, giant, name="split-rows", key="split")
     grouped = regroup(run, frames, _ROWS, n_partitions, blocks.nbytes, "split")
     lazy = [
         run.task(_split_partition, frame, config, source.dim, name="split-clusters", key=i)
@@ -152,10 +149,7 @@ def _split_giant(
 ) -> Delayed:
     """Split a cluster that no single task holds, through the distributed loop on its rows."""
     key = f"giant-{cluster}"
-    taken = [
-        blocks.task(run, i, _rows_of, found, cluster, name="split-giant-rows", key=f"{key}-{i}")
-        for i, found in enumerate(assigned)
-    ]
+    taken = blocks.zip_map(run, _rows_of, assigned, cluster, name="split-giant-rows", key=key)
     counts = run.gather(
         [
             run.task(_n_rows, block, name="split-giant-count", key=f"{key}-{i}")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from daskcurate.kernels.distances import DISTANCE_ROWS
 from daskcurate.planning import (
     POOL_ROW_BYTES,
     RANK_ROW_BYTES,
@@ -227,24 +228,29 @@ def selection_plan(
     limits: Limits,
     steps: ChunkSteps | None = None,
     d: int = 0,
+    itemsize: int = 4,
+    other_task: int = 0,
 ) -> StagePlan:
     """Return the plan of a stage that ranks rows within k clusters and keeps the first ones.
 
-    ``steps`` is what it does for each chunk, ``d`` the width of the rows where it reads these.
+    ``steps`` is what it does for each chunk, ``d`` the width of the rows where it reads these, ``itemsize`` the bytes
+    of their numbers; ``other_task`` are the bytes of its largest task that does neither.
     """
     steps = steps or ChunkSteps()
     chunks = -(-n // chunk_rows)
     counted = counting_tasks(chunks, chunk_rows, limits.n_threads)
     # rows that one task cannot rank are regrouped, and back
     per_chunk = steps.tasks + (0 if n <= limits.rank_rows else 3)
-    rank = rank_memory(n, limits)
+    chunk_bytes = min(n, chunk_rows) * 40 + k * 48
+    if steps.row_passes:  # rows as stored, all centroids, and some rows at a time in float64
+        chunk_bytes += min(n, chunk_rows) * d * itemsize + k * d * 4 + DISTANCE_ROWS * d * 8 * 5
     return StagePlan(
         stage=title,
         rows=n,
         bytes_read=0,
         flops=0,
         tasks=per_chunk * chunks + counted + tree_tasks(counted) + tree_tasks(chunks) + 2,
-        peak_memory=limits.peak(rank + min(n, chunk_rows) * 40 + k * 48),
+        peak_memory=limits.peak(max(rank_memory(n, limits) + chunk_bytes, other_task)),
         disk=n * row_bytes + k * 40,
         work={
             "read": float(steps.reads * chunks + counted + CHUNK_READ * (chunks - counted)),

@@ -72,6 +72,13 @@ def everything(path: Path) -> dict[str, tuple[int, int]]:
     return {str(p): ((s := p.lstat()).st_size, s.st_mtime_ns) for p in sorted(path.rglob("*"))}
 
 
+@pytest.fixture(scope="module")
+def client(cluster):
+    """A client that all tests here share: nothing is submitted to it."""
+    with Client(cluster) as made:
+        yield made
+
+
 @pytest.fixture
 def untouched(world, client, monkeypatch):
     """Yield the world; afterwards nothing has been submitted, started or written."""

@@ -322,13 +322,23 @@ def test_the_demo_of_own_embeddings(folder, call, scheduler_file):
     assert len(np.load("out/picks.npy")) == N // 8
 
 
-def test_a_local_cluster_is_started(folder, call):
+def test_a_local_cluster_is_started_where_something_is_left_to_run(folder, call, monkeypatch):
     """Worker processes of its own: what a run does without a scheduler."""
     ingest(call)
     found = call("run", "run.yaml", "--n-workers", "1", "--memory-limit", "1GiB")
     assert found.code == 0
     assert "Dashboard: http://127.0.0.1" in found.out
     assert len(np.load("picks.npy")) == 50
+    (folder / "picks.npy").unlink()
+    monkeypatch.setattr("daskcurate.clusters.start_on", lambda *_: pytest.fail("nothing is left to run"))
+    found = call("run", "run.yaml", "--n-workers", "1")
+    assert (found.code, found.err) == (0, "")
+    assert found.out.startswith("Nothing is left to run: run.zarr holds every stage.\nWrote picks.npy\n")
+    assert found.out.endswith("picks: 50 rows\n")
+    assert "Dashboard" not in found.out
+    assert len(np.load("picks.npy")) == 50
+    for refused in (("--n-workers", "0"), ("--cluster", "slrum"), ("--scheduler-file", "nowhere.json")):
+        assert call("run", "run.yaml", *refused).code == 2
 
 
 def test_a_dry_run_plans_for_the_scheduler_that_is_named(folder, call, scheduler_file, monkeypatch):

@@ -33,7 +33,7 @@ def test_kinds_are_found_by_name_and_not_imported():
     assert set(cluster_names()) >= KINDS
     assert find_cluster("slurm").__module__ == "cluster_setup.slurm"
     code = (
-        "import sys, daskcurate.cli, daskcurate.clusters as c; c.cluster_names(); "
+        "import sys, daskcurate.cli, daskcurate.local_cluster, daskcurate.clusters as c; c.cluster_names(); "
         "sys.exit(any(name in sys.modules for name in ('cluster_setup', 'pipelines', 'dask_jobqueue')))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
@@ -102,6 +102,8 @@ def test_options_come_before_the_section(tmp_path):
     rack = ClusterSpec("slurm", {"n_workers": 8, "queue": "batch"})
     assert Place().spec(rack) == rack
     assert Place().spec() == ClusterSpec()
+    for kind in KINDS - {"ssh", "local-cuda"}:  # one needs hosts, the other GPUs
+        assert Place(cluster=kind).opened_by_one() == (kind != "slurm-allocation")
     assert Place(cluster="slurm", n_workers=2).spec(rack) == ClusterSpec(
         "slurm", {"n_workers": 2, "queue": "batch"}
     )
@@ -196,15 +198,24 @@ def test_a_run_and_a_recipe_on_a_kind_of_someone_elses(toy, tmp_path, monkeypatc
         f"embeddings: {emb.path}\nstore: run.zarr\nstages: {{flat: {{kmeans: {{n_clusters: 4}}}}}}\n"
         "cluster: {name: toy, n_workers: 3}\n"
     )
-    for arguments, wanted in (
-        ([], (3, "red")),
-        (["--cluster", "toy", "--n-workers", "5"], (5, "red")),
-        (["--set", "cluster.colour=blue"], (3, "blue")),
+    for number, (arguments, wanted) in enumerate(
+        (
+            ([], (3, "red")),
+            (["--cluster", "toy", "--n-workers", "5"], (5, "red")),
+            (["--set", "cluster.colour=blue"], (3, "blue")),
+        )
     ):
         with pytest.raises(SystemExit) as status:
-            daskcurate(["run", "run.yaml", *arguments])
+            daskcurate(["run", "run.yaml", "--set", f"store=run-{number}.zarr", *arguments])
         assert status.value.code == 0
         assert toy.pop() == wanted
+    for opened_by_each in (False, True):  # nothing is left to run; but it may be for each process to open it
+        find_cluster("toy").every_process_opens_it = opened_by_each
+        with pytest.raises(SystemExit) as status:
+            daskcurate(["run", "run.yaml", "--set", "store=run-0.zarr"])
+        assert status.value.code == 0
+        assert len(toy) == opened_by_each
+    toy.clear()
     given = ["--embeddings", emb.path, "--store", "recipe.zarr", "--scale", "0.0002", "--cluster", "toy"]
     with pytest.raises(SystemExit) as status:
         RECIPE.main(given)

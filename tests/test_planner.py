@@ -8,7 +8,7 @@ from distributed import get_task_stream
 from oracles import blobs
 
 import daskcurate as dc
-from daskcurate import calibration, planner
+from daskcurate import calibration, kmeans_planning, planner
 from daskcurate.kernels import bounded, lloyd, seeding
 from daskcurate.kernels.assign import Scorer, assign
 from daskcurate.kernels.bounded import reassigned
@@ -70,6 +70,15 @@ def test_later_lloyd_passes_are_expected_to_cost_less():
         assert updates == sorted(updates)
         assert all(lloyd_passes(n, rows) <= lloyd_updates(n, rows) <= n for n in range(1, 200))
     assert lloyd_passes(30, 10) < lloyd_passes(30, 100) < 30
+
+
+@pytest.mark.parametrize("slower", [0.3, 1.0, 4.0])
+@pytest.mark.parametrize("rows", [0, 1, 12.5, 100, 1e6])
+def test_passes_that_are_not_counted_would_add_nothing(monkeypatch, rows, slower):
+    n_iters = 10_000
+    counted = lloyd_passes(n_iters, rows, slower)
+    monkeypatch.setattr(kmeans_planning, "COUNTED_FALLS", 10**9)
+    assert counted == lloyd_passes(n_iters, rows, slower) >= 1
     assert lloyd_updates(200, 5) < lloyd_updates(200, 100) < 200
 
 

@@ -11,6 +11,7 @@ from oracles import blobs
 
 import daskcurate as dc
 from daskcurate import planning
+from daskcurate.kernels.centroids import PIECE_BYTES
 from daskcurate.kmeans_planning import kmeans_plan
 from daskcurate.local_cluster import make_local_cluster
 from daskcurate.planning import PROCESS_BYTES, Limits, PlanError
@@ -106,6 +107,22 @@ def test_a_plan_fits_if_dask_will_not_pause_the_workers_for_it():
         assert not plan_of(Limits(2, 2, least - 64, shares=shares)).fits
         found = str(plan_of(Limits(2, 2, 2 * needed, shares=shares)))
         assert f"({planning.human(int(2 * needed * pause))} usable) a worker" in found
+
+
+def test_pruning_is_planned_with_its_centroids_and_with_rows_that_it_reads(pool):
+    emb = pool(blobs(0), chunk_rows=300)
+    limits = Limits(1, 1, 4 << 30, process_bytes=0)
+    few, many = (
+        dc.density_prune(dc.kmeans(emb, 10, metric="cosine"), keep_fraction=0.5, n_neighbors=n).plan(limits)
+        for n in (5, 20)
+    )
+    assert few.peak_memory > PIECE_BYTES
+    assert few.peak_memory == many.peak_memory  # there are 9 others
+    stored, measured = (
+        dc.prototype_prune(dc.kmeans(emb, 10, metric=metric), keep_fraction=0.5).plan(limits).peak_memory
+        for metric in ("cosine", "l2")
+    )
+    assert measured >= stored + 300 * emb.dim * emb.dtype.itemsize
 
 
 def test_a_larger_process_leaves_less_for_data():

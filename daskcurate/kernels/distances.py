@@ -6,6 +6,9 @@ import numpy as np
 
 from daskcurate.arrays import Array, namespace_of, row_squares
 
+DISTANCE_ROWS = 1024
+"""Rows that are measured at a time."""
+
 
 def own_distances(x: Array, centroids: Array, labels: Array, metric: str) -> Array:
     """Return each row's distance to its own centroid, (m,) float64, computed without cancellation.
@@ -15,16 +18,16 @@ def own_distances(x: Array, centroids: Array, labels: Array, metric: str) -> Arr
     """
     xp = namespace_of(x)
     out = xp.full(x.shape[0], np.nan)
-    for start in range(0, x.shape[0], 1024):
-        own = labels[start : start + 1024]
-        rows = x[start : start + 1024].astype(np.float64)
+    for start in range(0, x.shape[0], DISTANCE_ROWS):
+        own = labels[start : start + DISTANCE_ROWS]
+        rows = x[start : start + DISTANCE_ROWS].astype(np.float64)
         nearby = centroids[xp.maximum(own, 0)].astype(np.float64)  # all k in float64 may be too many
         if metric == "cosine":
             rows, nearby = _unit64(xp, rows), _unit64(xp, nearby)
         gap = rows - nearby
         square = row_squares(gap)
         value = square / 2 if metric == "cosine" else xp.sqrt(square)
-        out[start : start + 1024] = xp.where(own >= 0, value, np.nan)
+        out[start : start + DISTANCE_ROWS] = xp.where(own >= 0, value, np.nan)
     return out
 
 

@@ -242,16 +242,8 @@ class Farthest(NamedTuple):
     vectors: Array
 
 
-def farthest_rows(
-    x: Array, rows: Array, centroids: Array, labels: Array, metric: str, count: int
-) -> Farthest:
-    """Return the ``count`` rows ``x`` (m, d) farthest from the centroids of their ``labels``, ties by ``rows``."""
-    distance = own_distances(x, centroids, labels, metric)
-    return merge_farthest([Farthest(distance, rows, x)], count)
-
-
 def merge_farthest(parts: Sequence[Farthest], count: int) -> Farthest:
-    """Return the ``count`` farthest of several, each distinct vector once and none at distance 0.
+    """Return the ``count`` farthest of several, ties by row, each distinct vector once and none at distance 0.
 
     A row at distance 0, or a second copy of a row, would make a centroid that wins no row of its own.
     """
@@ -350,7 +342,7 @@ def lloyd(
         if empty.size:
             far = merge_farthest(
                 [
-                    farthest_rows(block, _numbers(block, first), centroids, labels, metric, empty.size)
+                    Farthest(own_distances(block, centroids, labels, metric), _numbers(block, first), block)
                     for block, first, (labels, _) in zip(blocks, first_rows[:-1], passed, strict=True)
                 ],
                 empty.size,

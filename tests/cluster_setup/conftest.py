@@ -1,10 +1,11 @@
 """A pool, the result of a local run to compare with, and Dask settings."""
 
-import subprocess
-import sys
+import contextlib
 
 import pytest
 from chain_fixtures import emb, finished, reference, rows_file  # noqa: F401
+
+from cluster_setup.__main__ import main
 
 
 @pytest.fixture
@@ -12,7 +13,6 @@ def settings(tmp_path):
     """A folder of Dask configuration files, with what ``python -m cluster_setup settings`` prints."""
     folder = tmp_path / "settings"
     folder.mkdir()
-    command = [sys.executable, "-m", "cluster_setup", "settings"]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    (folder / "daskcurate.yaml").write_text(text)
+    with open(folder / "daskcurate.yaml", "w") as file, contextlib.redirect_stdout(file):
+        assert main(["settings"]) == 0
     return folder

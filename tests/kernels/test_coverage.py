@@ -1,6 +1,7 @@
 """Every kernel that takes arrays is tested on the host's and on a device's."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,7 @@ def names_in(node, helpers, seen):
     return used
 
 
+@cache
 def on_devices():
     """The kernels that a test with the fixture ``xp`` uses."""
     covered = set()

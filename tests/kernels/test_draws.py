@@ -1,7 +1,3 @@
-import json
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -81,6 +77,5 @@ def test_derived_seed_fits_63_bits(seed, names):
 
 
 def test_derived_seed_is_the_same_in_every_process_and_for_numpy_integers():
-    code = "from daskcurate.kernels.draws import derive_seed; print(derive_seed(3, 'cut', 4))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert json.loads(out) == derive_seed(3, "cut", 4) == derive_seed(np.int64(3), "cut", np.int32(4))
+    # a number of another process: Python's own hash of a text differs from one to the next
+    assert 6913153947012124610 == derive_seed(3, "cut", 4) == derive_seed(np.int64(3), "cut", np.int32(4))

@@ -47,6 +47,15 @@ def run_folder(cluster, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def written(run_folder, tmp_path_factory):
+    """The page of that run, with texts and images; not to be changed."""
+    dest = tmp_path_factory.mktemp("out") / "page"
+    return dc.write_report(
+        run_folder / "run.zarr", dest, texts=run_folder / "texts.txt", images=run_folder / "images.npy"
+    )
+
+
+@pytest.fixture(scope="session")
 def small_run(cluster, tmp_path_factory):
     """A folder with pool.zarr and a run.zarr of two stages: where any report will do."""
     folder = tmp_path_factory.mktemp("small")

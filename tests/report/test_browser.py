@@ -33,7 +33,7 @@ def address(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pages(run_folder, small_run, tmp_path_factory, cluster):
+def pages(run_folder, written, small_run, tmp_path_factory, cluster):
     folder = tmp_path_factory.mktemp("pages")
     store, pool = run_folder / "run.zarr", run_folder / "pool.zarr"
     texts, images = run_folder / "texts.txt", run_folder / "images.npy"
@@ -42,7 +42,7 @@ def pages(run_folder, small_run, tmp_path_factory, cluster):
         eps = dc.choose_eps(emb, [0.01, 0.1], sample_size=300, n_clusters=15, client=client)
         k = dc.choose_k(emb, [2, 5, 20], client=client)
     return {
-        "images": dc.write_report(store, folder / "images", images=images),
+        "both": written,
         "texts": dc.write_report(store, folder / "texts", texts=texts),
         "ids": dc.write_report(small_run / "run.zarr", folder / "ids"),
         "eps": EpsPage(emb, folder / "eps", texts, images).write(eps),
@@ -50,7 +50,7 @@ def pages(run_folder, small_run, tmp_path_factory, cluster):
     }
 
 
-@pytest.mark.parametrize("name", ["images", "texts", "ids", "eps", "k"])
+@pytest.mark.parametrize("name", ["both", "texts", "ids", "eps", "k"])
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (360, True)])
 def test_a_page(address, pages, name, width, dark):
     scripts = [PICTURES, DRAWINGS, WIDTH, OUTSIDE, COLOURS, SMALLEST, ANCHORS]
@@ -61,7 +61,7 @@ def test_a_page(address, pages, name, width, dark):
     assert url in requests
     assert all(request.startswith(("file://", "data:")) for request in requests)
     assert all(pictures)
-    assert (len(pictures) > 20) == (name in ("images", "eps"))
+    assert (len(pictures) > 20) == (name in ("both", "eps"))
     assert len(drawings) >= 1
     assert all(200 < one <= width for one in drawings)
     assert page_width == width
