@@ -24,10 +24,10 @@ from threadpoolctl import threadpool_limits
 
 import daskcurate as dc
 from daskcurate.kernels.blas import own_products
+from daskcurate.kernels.blocks import Room, prepare_each
 from daskcurate.kernels.pool_matches import NearestEarlier, nearest_into
 from daskcurate.kernels.pool_pairs import PoolBlock, compare, row_norms
 from daskcurate.kernels.similarity import BATCH_ROWS, match_clusters
-from daskcurate.kernels.tiles import Room, prepare_each
 from daskcurate.local_cluster import make_local_cluster
 from daskcurate.tasks import keep_freed_memory, one_blas_thread
 

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from daskcurate.arrays import namespace_of, row_dots, to_host
+from daskcurate.kernels.blocks import rounded, rounded_surely
 from daskcurate.kernels.pool_pairs import PoolBlock, Take, threshold
 from daskcurate.kernels.similarity import TILE, Edges, connected_matches, merge_forests
-from daskcurate.kernels.tiles import rounded, rounded_surely
 
 LAST = np.iinfo(np.int64).max
 """Rank of a match that is not there: after every row."""

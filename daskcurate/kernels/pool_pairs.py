@@ -24,9 +24,9 @@ import numpy as np
 
 from daskcurate.arrays import Array, namespace_of, row_dots, to_float32, to_host
 from daskcurate.kernels.assign import unit_rows
+from daskcurate.kernels.blocks import unit_of
 from daskcurate.kernels.products import choose, unit_margin
 from daskcurate.kernels.similarity import TILE
-from daskcurate.kernels.tiles import unit_of
 
 TILE_PAIRS = 1 << 20
 """Scores held at once: 4 MiB of float32."""

@@ -7,7 +7,7 @@ arrays of ``TILE`` x ``TILE``.
 
 A float32 matrix product finds candidates, on GPUs one of float16. Which of them is the best, and how similar it
 is, is computed again in float64 from the rows as given and then rounded to float32: copies have similarity 1
-exactly (:mod:`daskcurate.kernels.tiles`).
+exactly (:mod:`daskcurate.kernels.blocks`).
 
 Method: SemDeDup, Abbas et al. 2023 (arXiv 2303.09540), without its limit to parts of large clusters.
 """
@@ -20,8 +20,9 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import minimum_spanning_tree
 
 from daskcurate.arrays import Array, namespace_of, to_host
+from daskcurate.kernels.blocks import Block, Room, prepare, prepare_each, rounded_surely
 from daskcurate.kernels.products import choose, unit_margin
-from daskcurate.kernels.tiles import NEVER, Best, Block, Room, Scores, prepare, prepare_each, rounded_surely
+from daskcurate.kernels.tiles import NEVER, Best, Scores
 
 TILE = 1024
 """Rows of a tile: large enough for the matrix product to run at full speed, 4 MiB of float32 a pair."""

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rounding import Bfloat16OnHost, CoarseOnHost, HalfOnHost
 
-from daskcurate.kernels import assign, pool_matches, pool_pairs, products, similarity, tiles
+from daskcurate.kernels import assign, blocks, pool_matches, pool_pairs, products, similarity, tiles
 
 HOST = {"float32": None, "float16": HalfOnHost(), "bfloat16": Bfloat16OnHost(), "3 bits": CoarseOnHost()}
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -177,7 +177,7 @@ def test_the_most_similar_earlier_rows_are_those_of_brute_force(name, m, d, monk
     wide = x.astype(np.float64)
     wide /= np.linalg.norm(wide, axis=1, keepdims=True)
     exact = np.where(np.tri(m, k=-1, dtype=bool), np.minimum(wide @ wide.T, 1), -1).max(axis=1)
-    for module in (similarity, tiles):
+    for module in (similarity, blocks, tiles):
         monkeypatch.setattr(module, "choose", lambda xp: HOST[name])
     used = []
     plain = HOST[name].multiply

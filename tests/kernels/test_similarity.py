@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from daskcurate.arrays import namespace_of, to_host
 from daskcurate.kernels import tiles
+from daskcurate.kernels.blocks import prepare
 from daskcurate.kernels.similarity import (
     TILE,
     EarlierMatch,
@@ -23,7 +24,6 @@ from daskcurate.kernels.similarity import (
     merge_earlier,
     merge_forests,
 )
-from daskcurate.kernels.tiles import prepare
 
 # Cosines of short rows of small whole numbers are equal or far apart, so ties are real and can be checked.
 EPS = st.sampled_from([0, 1e-6, 0.05, 1 - np.sqrt(0.5), 0.3, 0.5, 1, 1.5, 2])
