@@ -22,6 +22,7 @@ from daskcurate.embeddings import PoolRows
 from daskcurate.kernels import lloyd, seeding, similarity
 from daskcurate.kernels.assign import Scorer, assign, unit_rows
 from daskcurate.kernels.bounded import reassigned
+from daskcurate.kernels.lloyd_in_memory import lloyd_in_memory
 from daskcurate.kernels.restricted import make_lists, nearest_listed
 from daskcurate.kernels.threads import spread
 from daskcurate.kmeans_planning import lloyd_passes, lloyd_updates
@@ -166,7 +167,7 @@ def sample_rows(dim: int, pool: PoolRows | None = None) -> np.ndarray:
 def _centroids(x: np.ndarray) -> np.ndarray:
     """Return centroids to compare rows with: the means of those nearest to some of them."""
     drawn = x[np.sort(np.random.default_rng(0).permutation(len(x))[:CENTROIDS])]
-    return lloyd.lloyd([x[: BLOCK // 2]], drawn, "l2", 1).centroids
+    return lloyd_in_memory([x[: BLOCK // 2]], drawn, "l2", 1).centroids
 
 
 def settling(x: np.ndarray) -> dict[str, float]:

@@ -8,8 +8,8 @@ import numpy as np
 from daskcurate.config import KMeansConfig
 from daskcurate.device import on_device
 from daskcurate.fast_loop import iterate_fast
-from daskcurate.kernels import lloyd
 from daskcurate.kernels.draws import derive_seed
+from daskcurate.kernels.lloyd_in_memory import lloyd_in_memory
 from daskcurate.lloyd_loop import assigned_block, iterate_lloyd, table_of
 from daskcurate.planning import Limits
 from daskcurate.remembering import Table, read_centroids
@@ -172,7 +172,7 @@ def _fit_local(run: Any, blocks: RowBlocks, config: KMeansConfig, seeds: str, na
 
 
 def _lloyd_whole(blocks: list[Block], seeds: str, metric: str, n_iters: int, tol: Any, url: str) -> int:
-    found = on_device(lloyd.lloyd)(
+    found = on_device(lloyd_in_memory)(
         [block.rows for block in blocks], read_centroids(seeds), metric, n_iters, tol
     )
     write_scratch(url, found.centroids)
@@ -232,7 +232,9 @@ def _resampled_whole(
     if len(rows) < k:
         return len(rows), False
     seeds = greedy_seeds(rows, k, derive_seed(config.seed, "kmeans", k, step, 0))
-    found = on_device(lloyd.lloyd)([b.rows for b in subset], seeds, config.metric, config.n_iters, config.tol)
+    found = on_device(lloyd_in_memory)(
+        [b.rows for b in subset], seeds, config.metric, config.n_iters, config.tol
+    )
     write_scratch(urls[0], found.centroids)
     if found.labels is None:
         return len(rows), False

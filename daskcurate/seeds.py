@@ -9,6 +9,7 @@ from daskcurate.device import on_device
 from daskcurate.kernels import lloyd, seeding
 from daskcurate.kernels.assign import nearest, unit_rows
 from daskcurate.kernels.draws import derive_seed, row_uniform
+from daskcurate.kernels.lloyd_in_memory import lloyd_in_memory
 from daskcurate.rows import BLOCKS, Block, RowBlocks, add, drawn_positions, drawn_rows, tree
 from daskcurate.store import read_block, write_scratch
 from daskcurate.two_level import seed_two_level
@@ -126,7 +127,9 @@ def _refined(blocks: list[Block], k: int, config: KMeansConfig, seed: int, url: 
     seeds = _plusplus_of(rows, k, seed)
     step = -(-len(rows) // BLOCKS)
     pieces = [rows[i : i + step] for i in range(0, len(rows), step)]
-    found = on_device(lloyd.lloyd)(pieces, seeds, config.metric, SAMPLE_UPDATES, step=lloyd.OVER_RELAXATION)
+    found = on_device(lloyd_in_memory)(
+        pieces, seeds, config.metric, SAMPLE_UPDATES, step=lloyd.OVER_RELAXATION
+    )
     write_scratch(url, found.centroids)
 
 

@@ -20,6 +20,7 @@ from daskcurate.kernels import lloyd, seeding
 from daskcurate.kernels.assign import nearest
 from daskcurate.kernels.distances import own_distances, squared
 from daskcurate.kernels.draws import derive_seed
+from daskcurate.kernels.lloyd_in_memory import lloyd_in_memory
 from daskcurate.lloyd_loop import Assigned, assign_blocks
 from daskcurate.regroup import contiguous_partitions, from_cells, regroup, to_cells
 from daskcurate.remembering import read_centroids
@@ -124,7 +125,7 @@ def _split_cluster(rows: np.ndarray, numbers: np.ndarray, cluster: int, config: 
             seeds = rng.permutation(len(rows))[:parts]
         else:
             seeds = on_device(seeding.kmeans_plusplus)(rows, parts, rng)
-        fitted = on_device(lloyd.lloyd)([rows], rows[seeds], config.metric, config.n_iters, config.tol)
+        fitted = on_device(lloyd_in_memory)([rows], rows[seeds], config.metric, config.n_iters, config.tol)
         labels = on_device(nearest)(rows, fitted.centroids, config.metric)
         inertia = lloyd.inertia_of(rows, fitted.centroids, labels, config.metric)
         if inertia < best_inertia:

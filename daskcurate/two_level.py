@@ -19,6 +19,7 @@ from daskcurate.kernels.allocation import bounded_allocation
 from daskcurate.kernels.assign import nearest
 from daskcurate.kernels.distances import own_distances, squared
 from daskcurate.kernels.draws import derive_seed
+from daskcurate.kernels.lloyd_in_memory import lloyd_in_memory
 from daskcurate.regroup import from_cells, regroup, to_cells
 from daskcurate.rows import Block, RowBlocks, add, drawn_rows, tree
 from daskcurate.store import read_block, write_scratch
@@ -104,7 +105,7 @@ def seed_two_level(run: Any, blocks: RowBlocks, k: int, config: KMeansConfig, se
 def _coarse(blocks: list[Block], h: int, metric: str, seed: int, url: str) -> None:
     rows = np.concatenate([block.rows for block in blocks])
     seeds = on_device(seeding.kmeans_plusplus)(rows, h, np.random.default_rng(derive_seed(seed, "coarse")))
-    write_scratch(url, on_device(lloyd.lloyd)([rows], rows[seeds], metric, UPDATES).centroids)
+    write_scratch(url, on_device(lloyd_in_memory)([rows], rows[seeds], metric, UPDATES).centroids)
 
 
 @on_device
@@ -140,7 +141,7 @@ def _seed_partition(frame: pd.DataFrame, shares: np.ndarray, dim: int, metric: s
         members = rows[order[start:stop]]
         rng = np.random.default_rng(derive_seed(seed, "within", int(group)))
         seeds = members[on_device(seeding.kmeans_plusplus)(members, int(shares[group]), rng)]
-        fitted = on_device(lloyd.lloyd)([members], seeds, metric, UPDATES, step=lloyd.OVER_RELAXATION)
+        fitted = on_device(lloyd_in_memory)([members], seeds, metric, UPDATES, step=lloyd.OVER_RELAXATION)
         found.append(fitted.centroids)
     return np.concatenate(found)
 

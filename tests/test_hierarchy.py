@@ -8,6 +8,7 @@ import daskcurate as dc
 from daskcurate import fitting, splitting
 from daskcurate.kernels import assign, lloyd
 from daskcurate.kernels.draws import derive_seed
+from daskcurate.kernels.lloyd_in_memory import lloyd_in_memory
 from daskcurate.kernels.seeding import kmeans_plusplus
 
 
@@ -39,7 +40,7 @@ def test_resampling_is_kmeans_from_scratch_on_the_closest_rows(client, pool, tmp
             subset = take_closest(rows, centroids, metric, r)  # noqa: F821 - set by the step before
         rng = np.random.default_rng(derive_seed(0, "kmeans", k, step, 0))
         seeds = subset[kmeans_plusplus(subset, k, rng)]
-        centroids = lloyd.lloyd([subset], seeds, metric, n_iters).centroids
+        centroids = lloyd_in_memory([subset], seeds, metric, n_iters).centroids
     np.testing.assert_allclose(found.centroids, centroids, atol=2e-5, rtol=2e-5)
     check_result(x, found, metric)
 

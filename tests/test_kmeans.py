@@ -8,7 +8,8 @@ from oracles import blobs, check_result, oracle
 
 import daskcurate as dc
 from daskcurate import fitting, lloyd_loop, rows
-from daskcurate.kernels import assign, lloyd
+from daskcurate.kernels import assign
+from daskcurate.kernels.lloyd_in_memory import lloyd_in_memory
 from daskcurate.planning import Limits
 from daskcurate.remembering import Table
 from daskcurate.rows import Block
@@ -39,7 +40,7 @@ def test_dask_equals_numpy_for_any_chunking(client, pool, tmp_path, monkeypatch,
     x = blobs(1, n=600 if chunk_rows > 1 else 60)
     unit = assign.unit_rows(x) if metric == "cosine" else x
     seeds = unit[:9]
-    expected = lloyd.lloyd([unit], seeds, metric, 6).centroids
+    expected = lloyd_in_memory([unit], seeds, metric, 6).centroids
     emb = pool(x, chunk_rows=chunk_rows)
     found = dc.compute(dc.kmeans(emb, 9, metric=metric, init=x[:9], n_iters=6), store=tmp_path / "run.zarr")
     np.testing.assert_allclose(found.centroids, expected, atol=1e-5, rtol=1e-5)

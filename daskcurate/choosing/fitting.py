@@ -8,7 +8,7 @@ from dask.delayed import Delayed
 from daskcurate.embeddings import Embeddings
 from daskcurate.kernels.assign import unit_rows
 from daskcurate.kernels.draws import derive_seed
-from daskcurate.kernels.lloyd import lloyd
+from daskcurate.kernels.lloyd_in_memory import lloyd_in_memory
 from daskcurate.planning import Limits, PlanError, human
 from daskcurate.samples import read_rows
 
@@ -67,4 +67,4 @@ def fit_sample(x: np.ndarray, k: int, metric: str, seed: int) -> np.ndarray:
     """Return centroids (k, d) of k-means on the rows of a sample, seeded with random ones."""
     rng = np.random.default_rng(derive_seed(seed, "choose fit", k))
     seeds = x[np.sort(rng.choice(len(x), min(k, len(x)), replace=False))]
-    return lloyd([x], seeds, metric, FIT_ITERATIONS).centroids
+    return lloyd_in_memory([x], seeds, metric, FIT_ITERATIONS).centroids

@@ -14,7 +14,7 @@ import numpy as np
 
 from daskcurate.arrays import Array, namespace_of, to_host
 from daskcurate.kernels.assign import Scorer, nearest, tile_rows
-from daskcurate.kernels.lloyd import lloyd
+from daskcurate.kernels.lloyd_in_memory import lloyd_in_memory
 
 SHORTEST_LIST = 128
 """A list has at least this many centroids: below, more of them cost little."""
@@ -50,7 +50,7 @@ def make_lists(centroids: Array, metric: str, seed: int, *, longer: int = 1) -> 
     k = centroids.shape[0]
     n_groups = min(max(1, k // 4), math.ceil(4 * math.sqrt(k)))
     drawn = np.sort(np.random.default_rng(seed).permutation(k)[:n_groups])
-    centers = lloyd([centroids], centroids[xp.asarray(drawn)], metric, 1).centroids
+    centers = lloyd_in_memory([centroids], centroids[xp.asarray(drawn)], metric, 1).centroids
     group = nearest(centroids, centers, metric)
     largest = int(to_host(xp.bincount(group, minlength=n_groups).max()))
     length = min(k, max(list_size(k) * longer, largest))

@@ -7,7 +7,7 @@ import numpy as np
 
 from daskcurate.arrays import Array, namespace_of, to_host
 from daskcurate.kernels.assign import nearest
-from daskcurate.kernels.lloyd import lloyd
+from daskcurate.kernels.lloyd_in_memory import lloyd_in_memory
 from daskcurate.kernels.threads import spread
 
 OVERSAMPLING_ROUNDS = 5
@@ -335,7 +335,7 @@ def _groups(x: np.ndarray, k: int, rng: np.random.Generator) -> tuple[np.ndarray
     m, count = x.shape[0], _group_count(k)
     few = x[np.sort(rng.permutation(m)[: min(m, GROUP_ROWS * count)])]
     start = few[np.sort(rng.permutation(len(few))[:count])]
-    centers = lloyd([few], start, "l2", GROUP_UPDATES).centroids
+    centers = lloyd_in_memory([few], start, "l2", GROUP_UPDATES).centroids
     pieces = [slice(i, i + PIECE) for i in range(0, m, PIECE)]
     labels = np.concatenate(spread(lambda piece: nearest(x[piece], centers, "l2"), pieces))
     sizes = np.bincount(labels, minlength=count)

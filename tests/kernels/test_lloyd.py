@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from daskcurate.arrays import to_host
 from daskcurate.kernels import assign, lloyd
 from daskcurate.kernels.distances import own_distances
+from daskcurate.kernels.lloyd_in_memory import lloyd_in_memory
 
 METRICS = ("l2", "cosine")
 
@@ -131,38 +132,38 @@ def test_the_loop_never_raises_the_objective(metric):
         inertia = lloyd.inertia_of(x, centroids, labels, metric)
         assert inertia <= last * (1 + 1e-6)
         last = inertia
-        centroids = lloyd.lloyd([x], centroids, metric, 1).centroids
+        centroids = lloyd_in_memory([x], centroids, metric, 1).centroids
 
 
 def test_the_loop_stops_where_nothing_changes_any_more(xp):
     x = xp.asarray(np.array([[0, 0], [0, 1], [10, 0], [10, 1]], dtype=np.float32))
-    fit = lloyd.lloyd([x], x[::2], "l2", 50)
+    fit = lloyd_in_memory([x], x[::2], "l2", 50)
     np.testing.assert_array_equal(to_host(fit.centroids), [[0, 0.5], [10, 0.5]])
     assert fit.n_updates == 2
-    exact = lloyd.lloyd([x], x[::2], "l2", 1)
+    exact = lloyd_in_memory([x], x[::2], "l2", 1)
     assert exact.n_updates == 1
-    assert lloyd.lloyd([x], x[::2], "l2", 0).n_updates == 0
+    assert lloyd_in_memory([x], x[::2], "l2", 0).n_updates == 0
 
 
 def test_tol_stops_early():
     rng = np.random.default_rng(3)
     x = make(rng, 2000, 4, "l2")
-    full = lloyd.lloyd([x], x[:30], "l2", 100)
-    early = lloyd.lloyd([x], x[:30], "l2", 100, tol=0.01)
+    full = lloyd_in_memory([x], x[:30], "l2", 100)
+    early = lloyd_in_memory([x], x[:30], "l2", 100, tol=0.01)
     assert 2 <= early.n_updates < full.n_updates
 
 
 def test_empty_clusters_move_to_the_farthest_rows(xp):
     x = xp.asarray(np.array([[0, 0], [1, 0], [0, 1], [30, 0], [0, 50]], dtype=np.float32))
     far_away = xp.asarray(np.array([[0, 0], [1e4, 1e4], [-1e4, 1e4]], dtype=np.float32))
-    fit = lloyd.lloyd([x], far_away, "l2", 20)
+    fit = lloyd_in_memory([x], far_away, "l2", 20)
     labels = to_host(assign.nearest(x, fit.centroids, "l2"))
     assert np.bincount(labels, minlength=3).tolist() == [3, 1, 1]
 
 
 def test_more_clusters_than_distinct_rows_leave_some_empty():
     x = np.repeat(np.eye(2, dtype=np.float32), 5, axis=0)
-    fit = lloyd.lloyd([x], np.zeros((4, 2), np.float32), "l2", 20)
+    fit = lloyd_in_memory([x], np.zeros((4, 2), np.float32), "l2", 20)
     labels = assign.nearest(x, fit.centroids, "l2")
     assert len(set(labels.tolist())) == 2
     assert np.isfinite(fit.centroids).all()
@@ -170,8 +171,8 @@ def test_more_clusters_than_distinct_rows_leave_some_empty():
 
 def test_blocks_may_be_empty_and_single_rows(xp):
     x = xp.asarray(np.array([[1, 2], [3, 4], [5, 9]], dtype=np.float32))
-    whole = lloyd.lloyd([x], x[:2], "l2", 5)
-    pieces = lloyd.lloyd([x[:0], x[:1], x[1:1], x[1:]], x[:2], "l2", 5)
+    whole = lloyd_in_memory([x], x[:2], "l2", 5)
+    pieces = lloyd_in_memory([x[:0], x[:1], x[1:1], x[1:]], x[:2], "l2", 5)
     np.testing.assert_array_equal(to_host(whole.centroids), to_host(pieces.centroids))
 
 
@@ -182,14 +183,14 @@ def test_blocks_assigned_together_are_added_up_one_by_one(monkeypatch, metric):
     blocks = np.split(x, [0, 150, 151, 500, 500, 700])
     found = []
     for rows in (1, 300, 10_000):
-        monkeypatch.setattr(lloyd, "RUN_ROWS", rows)
-        found.append(lloyd.lloyd(blocks, x[:40], metric, 100))
+        monkeypatch.setattr("daskcurate.kernels.lloyd_in_memory.RUN_ROWS", rows)
+        found.append(lloyd_in_memory(blocks, x[:40], metric, 100))
         labels = np.concatenate(found[-1].labels)
         np.testing.assert_array_equal(labels, assign.nearest(x, found[-1].centroids, metric))
     for other in found[1:]:
         np.testing.assert_array_equal(found[0].centroids, other.centroids)
         assert found[0].n_updates == other.n_updates
-    assert lloyd.lloyd(blocks, x[:40], metric, 2).labels is None
+    assert lloyd_in_memory(blocks, x[:40], metric, 2).labels is None
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -202,7 +203,7 @@ def test_sums_of_clusters_that_changed_alone_make_the_bits_of_all_sums(xp, metri
         scorer = assign.Scorer(centroids, metric)
         total = lloyd.tree_combine([lloyd.step_chunk(block, scorer).partial for block in blocks])
         centroids = lloyd.finalize(total, centroids, metric)
-        found = lloyd.lloyd(blocks, seeds, metric, updates)
+        found = lloyd_in_memory(blocks, seeds, metric, updates)
         assert found.objective == lloyd.objective_of(total, scorer.centroids)
         np.testing.assert_array_equal(to_host(found.centroids), to_host(centroids))
     assert found.n_updates > 3  # the later ones changed few clusters
