@@ -22,8 +22,11 @@ help:  ## Show this list
 demo: $(VENV)/.installed-demo  ## Curate a pool of handwritten digits, or POOL=path, on a local Dask cluster
 	$(BIN)/daskcurate demo $(if $(POOL),"$(POOL)") $(ARGS)
 
-test: $(VENV)/.installed-test  ## Run the tests
-	$(BIN)/pytest -m "not slow and not gpu" $(ARGS)
+# Files of tests run in so many processes side by side. Each test has threads of its own: more would wait for cores.
+JOBS ?= 2
+
+test: $(VENV)/.installed-test  ## Run the tests (JOBS=2: so many files at a time)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu" $(ARGS)
 
 test-slow: $(VENV)/.installed-test  ## Run the tests that take long
 	$(BIN)/pytest -m "slow and not gpu" $(ARGS)
