@@ -212,7 +212,7 @@ def main() -> None:
     cli.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     cli.add_argument("--rows", type=int, default=50_000)
     cli.add_argument("--clusters", type=int, default=500)
-    cli.add_argument("--memory", type=int, default=640, help="MiB of a worker in the part memory")
+    cli.add_argument("--memory", type=int, default=704, help="MiB of a worker in the part memory")
     cli.add_argument("--updates", type=int, default=3, help="updates of the part memory")
     cli.add_argument("--pool", help="pool of the part memory; without: one is made")
     cli.add_argument(
