@@ -197,8 +197,8 @@ def _client_to_run(nodes: dict[str, Any], config: RunConfig, where: Place) -> It
     Without ``nodes`` the pool is still to be made. Where every process of a cluster runs the command, its start tells
     which of them goes on.
     """
-    alone = where.opened_by_one(config.cluster)
-    if alone and nodes and not missing_stages(list(nodes.values()), RunStore(config.store)):
+    nothing_left = nodes and not missing_stages(list(nodes.values()), RunStore(config.store))
+    if nothing_left and where.opened_by_one(config.cluster):
         _say_finished(config)
         yield None
         return

@@ -161,16 +161,13 @@ def _reseed(run: Any, far: list[Delayed], source: str, target: str, empty: np.nd
 def _farthest(block: Block, table: Table, rows_name: str, count: int) -> lloyd.Farthest:
     scorer = table.scorer()
     labels = assign_block(block, scorer, rows_name).labels
-    return _farthest_of(block, own_distances(block.rows, scorer.centroids, labels, scorer.metric), count)
+    distances = own_distances(block.rows, scorer.centroids, labels, scorer.metric)
+    return lloyd.farthest_rows(distances, block.numbers, block.rows, count)
 
 
 @on_device
 def _farthest_assigned(block: Block, found: Assigned, count: int) -> lloyd.Farthest:
-    return _farthest_of(block, found.distances, count)
-
-
-def _farthest_of(block: Block, distances: np.ndarray, count: int) -> lloyd.Farthest:
-    return lloyd.merge_farthest([lloyd.Farthest(distances, block.numbers, block.rows)], count)
+    return lloyd.farthest_rows(found.distances, block.numbers, block.rows, count)
 
 
 def _merge_farthest(parts: list[lloyd.Farthest], *, limit: int) -> lloyd.Farthest:

@@ -76,7 +76,7 @@ def test_rows_are_looked_at_in_their_leading_directions(client, pool, tmp_path, 
         lambda *args: widths.append((found := narrowing.with_directions(*args)).narrow.blocks.dim) or found,
     )
     x = with_leading_directions(3)
-    emb = pool(x, chunk_rows=700)
+    emb = pool(x, chunk_rows=400)
     node = dc.kmeans(emb, 120, metric=metric, algorithm="fast")
     found = dc.compute(node, store=tmp_path / "run.zarr")
     assert len(widths) == 1
@@ -119,19 +119,14 @@ def test_resampled_rows_are_looked_at_in_the_pool_s_directions(client, pool, tmp
         ("fast", with_leading_directions, lambda saved: saved["iteration"] == saved["end"] - 3),
         ("fast", with_leading_directions, lambda saved: saved["iteration"] == saved["end"] - 1),
         ("fast", with_leading_directions, lambda saved: saved["iteration"] == saved["end"]),
-        pytest.param(
-            "two-level",
-            with_leading_directions,
-            lambda saved: saved["iteration"] == saved["end"],
-            marks=pytest.mark.slow,
-        ),
+        ("two-level", with_leading_directions, lambda saved: saved["iteration"] == saved["end"]),
     ],
     ids=["1", "3", "two-level", "in directions", "all", "last", "end", "two-level end"],
 )
 def test_an_interrupted_run_ends_with_the_same_bits(
     client, pool, tmp_path, monkeypatch, algorithm, rows, is_last
 ):
-    emb = pool(rows(2, n=3000), chunk_rows=1000)
+    emb = pool(rows(2, n=3000), chunk_rows=400)
     node = dc.kmeans(emb, 200, algorithm=algorithm, n_iters=12, seed=7)
     passes, start_pass, plain = [], fast_loop._start_pass, StageRun.save
     monkeypatch.setattr(fast_loop, "_start_pass", lambda *args: passes.append(args) or start_pass(*args))

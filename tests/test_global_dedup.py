@@ -214,7 +214,7 @@ def test_workers_and_blocks_do_not_matter(pool, tmp_path, monkeypatch):
     rules = ("earlier", "greedy", "connected")
     stages = [dc.semantic_dedup(emb, flat, eps=0.1, rule=rule, scope="global") for rule in rules]
     found = []
-    for number, threads, limit, edges in ((1, 1, 1000, 1 << 20), (2, 2, 90, 200)):
+    for number, threads, limit, edges in ((1, 1, 1000, 1 << 20), (2, 2, 60, 200)):
         if number == 2:  # and every regrouping through the shuffle
             monkeypatch.setattr(planning.Limits, "small_regroup_bytes", property(lambda _: 0))
         monkeypatch.setattr(pool_blocks, "block_limit", lambda *_, limit=limit: limit)

@@ -108,7 +108,7 @@ def test_ranks_by_group_break_ties_by_position(rows):
         pytest.param(1 << 30, 5, id="one task-clusters in ranges"),
         pytest.param(0, 1000, id="shuffle-all rows", marks=pytest.mark.slow),
         pytest.param(0, 40, id="shuffle-whole clusters", marks=pytest.mark.slow),
-        pytest.param(0, 12, id="shuffle-clusters in ranges"),
+        pytest.param(0, 5, id="shuffle-clusters in ranges"),
     ],
 )
 def test_ranks_in_clusters(client, small, rank_rows):
@@ -160,7 +160,7 @@ def shuffled(monkeypatch):
 
 
 def test_stages_are_the_same_through_the_shuffle(client, pool, tmp_path, monkeypatch):
-    emb = pool(blobs(0, n=500), chunk_rows=170)
+    emb = pool(blobs(0, n=500), chunk_rows=90)
     flat = dc.kmeans(emb, 7, metric="cosine")
     dedup = dc.semantic_dedup(emb, flat, eps=0.0005)
     prune = dc.density_prune(flat, keep_fraction=0.6, within=dedup)

@@ -90,7 +90,7 @@ def small_tasks(monkeypatch):
 @pytest.mark.parametrize("case", CASES)
 def test_held_and_read_by_every_task_rows_cluster_alike(client, pool, tmp_path, monkeypatch, case):
     small_tasks(monkeypatch)
-    emb = pool(blobs(3, n=900), normalize=False, chunk_rows=190)
+    emb = pool(blobs(3, n=900), normalize=False, chunk_rows=100)
     within = dc.Selection.from_mask(np.arange(900) % 7 != 0, emb=emb)
     node = dc.kmeans(emb, 12, n_iters=4, within=within, **CASES[case])
     held = dc.compute(node, store=tmp_path / "held")
@@ -104,9 +104,9 @@ def test_held_and_read_by_every_task_rows_cluster_alike(client, pool, tmp_path, 
 
 def test_held_and_read_by_every_task_rows_make_the_same_hierarchy(client, pool, tmp_path, monkeypatch):
     small_tasks(monkeypatch)
-    emb = pool(blobs(4, n=900), normalize=False, chunk_rows=190)
+    emb = pool(blobs(4, n=900), normalize=False, chunk_rows=100)
     for name, settings in (
-        ("resampled", {"sample_sizes": [10, 2], "n_resamples": 1}),
+        ("resampled", {"sample_sizes": [10, 2], "n_resamples": 2}),
         ("random", {"sample_sizes": [10, 2], "n_resamples": 1, "sample_strategy": "random"}),
         ("split", {"n_splits": [4, 1]}),
     ):

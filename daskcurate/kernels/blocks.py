@@ -58,7 +58,7 @@ class Block:
             wide = None if self.wide is None else self.wide[lo:hi]
             yield Block(self.raw[lo:hi], self.unit[lo:hi], self.norm[lo:hi], 0, [(0, hi - lo)], own, wide)
 
-    def take_wide(self, rows: Any, room: "Room | None" = None) -> Array:
+    def take_wide(self, rows: Any, room: Room | None = None) -> Array:
         """Return some rows as given in float64, in the memory of ``room`` if given."""
         if self.wide is None:
             return self.raw[rows].astype(np.float64)

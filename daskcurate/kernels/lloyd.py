@@ -236,6 +236,11 @@ class Farthest(NamedTuple):
     vectors: Array
 
 
+def farthest_rows(distances: Array, numbers: Array, x: Array, count: int) -> Farthest:
+    """Return the ``count`` farthest of the rows ``x`` (m, d), as :func:`merge_farthest` does: little of a block."""
+    return merge_farthest([Farthest(distances, numbers, x)], count)
+
+
 def merge_farthest(parts: Sequence[Farthest], count: int) -> Farthest:
     """Return the ``count`` farthest of several, ties by row, each distinct vector once and none at distance 0.
 

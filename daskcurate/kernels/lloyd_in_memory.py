@@ -15,8 +15,8 @@ from daskcurate.kernels.assign import Assignment, Scorer, assign
 from daskcurate.kernels.bounded import reassign
 from daskcurate.kernels.distances import own_distances
 from daskcurate.kernels.lloyd import (
-    Farthest,
     Partial,
+    farthest_rows,
     finalize,
     fits_tol,
     merge_farthest,
@@ -88,7 +88,12 @@ def lloyd_in_memory(
         if empty.size:
             far = merge_farthest(
                 [
-                    Farthest(own_distances(block, centroids, labels, metric), _numbers(block, first), block)
+                    farthest_rows(
+                        own_distances(block, centroids, labels, metric),
+                        _numbers(block, first),
+                        block,
+                        empty.size,
+                    )
                     for block, first, (labels, _) in zip(blocks, first_rows[:-1], passed, strict=True)
                 ],
                 empty.size,

@@ -276,20 +276,10 @@ def list_array(x, fixed):
     return pa.array(list(x), pa.list_(pa.from_numpy_dtype(x.dtype)))
 
 
-@pytest.mark.parametrize(
-    ("kind", "fixed", "dtype"),
-    [
-        *(("file", fixed, dtype) for fixed in (False, True) for dtype in ("float16", "float32")),
-        *(
-            (kind, dtype == "float16", dtype)
-            for kind in ("stream", "feather")
-            for dtype in ("float16", "float32")
-        ),
-        ("compressed", False, "float16"),
-        ("dictionary", True, "float32"),
-    ],
-)
-def test_arrow(tmp_path, kind, fixed, dtype):
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("kind", ["file", "stream", "feather", "compressed", "dictionary"])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_arrow(tmp_path, fixed, kind, dtype):
     x = unit_rows(dtype=dtype)
     keys = pa.array(KEYS)
     table = pa.table({"key": keys, "n": np.arange(N), "emb": list_array(x, fixed)})

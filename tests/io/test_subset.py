@@ -46,11 +46,9 @@ COUNTS = {
 }
 
 
+@pytest.mark.parametrize("case", COUNTS)
+@pytest.mark.parametrize("repeats", [False, True])
 @pytest.mark.parametrize("chunk_rows", [3, None])
-@pytest.mark.parametrize(
-    ("case", "repeats"),
-    [*((case, False) for case in COUNTS), *((case, True) for case in ("some", "repeats", "many of one"))],
-)
 def test_against_numpy(pool, case, repeats, chunk_rows):
     counts = COUNTS[case](np.random.default_rng(1))
     emb, ids = random_pool(pool, dtype=np.float16, ids=[f"é{i}" for i in range(N)], chunk_rows=10)

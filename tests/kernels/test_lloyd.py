@@ -212,7 +212,7 @@ def test_sums_of_clusters_that_changed_alone_make_the_bits_of_all_sums(xp, metri
 def test_farthest_rows_are_distinct_and_ordered():
     x = np.array([[5, 0], [9, 0], [9, 0], [0, 0], [7, 0]], dtype=np.float32)
     rows = np.array([10, 11, 12, 13, 14])
-    far = lloyd.merge_farthest([lloyd.Farthest(np.array([5.0, 9, 9, 0, 7]), rows, x)], 10)
+    far = lloyd.farthest_rows(np.array([5.0, 9, 9, 0, 7]), rows, x, 10)
     assert far.row.tolist() == [11, 14, 10]  # 12 repeats 11; 13 lies on the centroid
     assert far.distance.tolist() == [9, 7, 5]
 
