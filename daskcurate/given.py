@@ -15,8 +15,8 @@ from daskcurate.kernels.distances import own_distances
 from daskcurate.kernels.lloyd import inertia_of, segment_sums
 from daskcurate.kmeans import Clustering, LabelReader
 from daskcurate.nodes import GivenArray
-from daskcurate.planning import Limits, StagePlan
-from daskcurate.rows import Block, RowSource, load_block, tree
+from daskcurate.planning import Limits, StagePlan, combine_memory
+from daskcurate.rows import PIECE_BYTES, Block, RowSource, load_block, tree
 from daskcurate.stage_plans import ChunkSteps, selection_plan
 from daskcurate.store import read_block, write_block, write_scratch
 
@@ -144,16 +144,21 @@ class GivenClustering(Clustering):
 
     def plan(self, limits: Limits) -> StagePlan:
         """Return what writing the given clustering takes."""
-        emb = self.emb
+        emb, k = self.emb, self.n_clusters
+        means = 0
+        if emb is not None and "centroids" not in self.inputs:
+            rows = min(self.n_rows, self.chunk_rows)
+            means = max(combine_memory(k, emb.dim), rows * emb.dim * 4 + 2 * PIECE_BYTES + k * emb.dim * 8)
         return selection_plan(
             self.title,
             n=self.n_rows,
-            k=self.n_clusters,
+            k=k,
             row_bytes=4 if emb is None else 8,  # labels, and distances where there are rows
             chunk_rows=self.chunk_rows,
             limits=limits,
             steps=ChunkSteps(tasks=2, reads=2, rounds=2, kept=2, row_passes=0 if emb is None else 1),
             d=0 if emb is None else emb.dim,
+            other_task=means,
         )
 
     def label_reader(self) -> LabelReader:

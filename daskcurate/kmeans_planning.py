@@ -15,7 +15,7 @@ from daskcurate.kernels.leading import LEAST_WIDTH, MOST
 from daskcurate.kernels.leading import SAMPLE_ROWS as DIRECTION_ROWS
 from daskcurate.kernels.restricted import list_size
 from daskcurate.kernels.seeding import OVERSAMPLING_ROUNDS, effort, operations
-from daskcurate.planning import RANK_ROW_BYTES, Limits, StagePlan, tree_tasks
+from daskcurate.planning import RANK_ROW_BYTES, Limits, StagePlan, combine_memory, tree_tasks
 from daskcurate.remembering import LIMIT_BYTES, PARTIAL_SHARE
 from daskcurate.rows import BLOCKS, PIECE_BYTES, chunks_per_block
 from daskcurate.seeds import SAMPLE_ROWS, SAMPLE_UPDATES, greedy_rows, seeds_at_once
@@ -101,7 +101,7 @@ def tasks_memory(
     reading = 2 * PIECE_BYTES if local else items * itemsize
     return {
         "step": items * 4 + reading + 4 * k * d * 4 + k * d * 8 + SUMS_BYTES + 32 * block_rows,
-        "combine": 9 * k * (d + 1) * 8,
+        "combine": combine_memory(k, d),
         "seed": seed_memory(config, n, d, k, items, limits),
         "whole": whole,
         "split": 5 * min(n * d * 4, split_bytes) + limits.shuffle_memory(n * d * 4)

@@ -309,6 +309,11 @@ def tree_tasks(parts: int) -> int:
     return total
 
 
+def combine_memory(k: int, d: int) -> int:
+    """Return the bytes of a task that adds up the sums and counts per cluster of 8 blocks of rows."""
+    return 9 * k * (d + 1) * 8
+
+
 PAIRS_PER_ROW_AND_CLUSTER = 4
 """Pairs of rows that are compared in the time that one row is scored against one centroid."""
 POOL_ROW_BYTES = 250

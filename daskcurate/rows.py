@@ -186,11 +186,12 @@ class RowBlocks:
     ) -> Delayed:
         """Return the task ``function(block i, *args)``.
 
-        A block that is not held goes to the same worker in every pass: that remembers its last pass over it, and
+        A block goes to the same worker in every pass: that remembers its last pass over it. Where blocks are held,
+        Dask would go by where they lie, which is one worker after a step that had them all; where they are not, it
         can have the system read the next block while it computes.
         """
         if self.reading is None:
-            return run.task(function, self.blocks[i], *args, name=name, key=key)
+            return run.task_on(i, function, self.blocks[i], *args, name=name, key=key)
         source, metric, ranges = self.reading
         following = ranges[i + run.limits.n_threads : i + run.limits.n_threads + 1]
         return run.task_on(

@@ -187,15 +187,15 @@ class Selection(Stage):
 
     def history(self) -> list[Selection]:
         """Return the selections that led here, the first one first, this one last."""
-        before: list[Selection] = []
-        for role in ("within", "tree", "clustering", "of"):
-            node = self.inputs.get(role)
-            if node is None:
-                continue
-            for step in node.history():
-                if all(step.fingerprint != known.fingerprint for known in before):
-                    before.append(step)
-        return [*before, self]
+        return self._after("within", "tree", "clustering", "of")
+
+    def _after(self, *roles: str) -> list[Selection]:
+        """Return what led to the inputs of these roles, each stage once, then this one."""
+        before: dict[str, Selection] = {}
+        for node in (self.inputs.get(role) for role in roles):
+            for step in [] if node is None else node.history():
+                before.setdefault(step.fingerprint, step)
+        return [*before.values(), self]
 
     def clusterings(self) -> dict[str, Any]:
         """Return the clusterings that led here, by the name of their column in an export."""
@@ -290,7 +290,7 @@ class CombinedSelection(DerivedSelection):
         """Return what led to the operands of ``&``, then this one; ``|`` and ``~`` start anew."""
         if self.config.operation != "&":
             return [self]
-        return [*self.inputs["a"].history(), *self.inputs["b"].history(), self]
+        return self._after("a", "b")
 
 
 class GivenSelection(DerivedSelection):

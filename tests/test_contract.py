@@ -747,6 +747,14 @@ def test_combined_stages_combine_lazily(client, pool, tmp_path):
     assert np.array_equal(both.mask.compute(), (d & h) | ~p)
 
 
+def test_what_led_to_a_combination_is_listed_once(pool):
+    emb = pool(blobs(copies=50))
+    dedup = chain(emb)[1]
+    a, b = (dc.random_prune(emb, keep_fraction=0.5, within=dedup, seed=seed) for seed in (1, 2))
+    for both, wanted in ((a & b, [dedup, a, b]), ((a & b) & a, [dedup, a, b, a & b]), (a | b, [])):
+        assert [step.fingerprint for step in both.history()] == [s.fingerprint for s in [*wanted, both]]
+
+
 # --- within, of every stage and in several orders
 
 STAGES = {

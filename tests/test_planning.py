@@ -125,6 +125,18 @@ def test_pruning_is_planned_with_its_centroids_and_with_rows_that_it_reads(pool)
     assert measured >= stored + 300 * emb.dim * emb.dtype.itemsize
 
 
+def test_labels_made_elsewhere_are_planned_with_the_sums_of_their_clusters(pool):
+    emb = pool(blobs(0), chunk_rows=300)
+    labels = np.arange(len(emb)) % 50
+    labels[0] = 49_999
+    limits = Limits(1, 1, 4 << 30, process_bytes=0)
+    alone, measured = (
+        dc.Hierarchy.from_labels([labels], emb=e).levels[0].plan(limits).peak_memory for e in (None, emb)
+    )
+    # partial sums of 8 blocks of rows, and their sum, in float64
+    assert measured >= 9 * 50_000 * emb.dim * 8 > alone
+
+
 def test_a_larger_process_leaves_less_for_data():
     plain, large = (Limits(1, 2, 4 << 30, 2, process_bytes=size << 20) for size in (260, 1260))
     assert large.thread_memory == plain.thread_memory - (500 << 20)

@@ -22,6 +22,8 @@ DEVICE_PIECE = 1 << 20
 """Likewise on a GPU, which starts few large kernels rather than many small ones."""
 TILE = 32
 """Rows of a group that are gathered together."""
+NEAR_ROWS, SHARED_GROUPS = 512, 16
+"""Candidates, and groups, that a thread compares in turn: less would be lost in handing them out."""
 GROUPED_SEEDS, GROUPED_ROWS = 100, 4096
 """From so many seeds and rows on, candidates are compared with the rows of near groups only."""
 GROUPS = 4
@@ -138,11 +140,20 @@ class _Drawn(NamedTuple):
     rows: np.ndarray
     """(c,) where they stand in the field."""
     scores: Array
-    """(t, TILE) scores of the tiles near the first candidate, then of those near the next; or (c, m)."""
+    """(t, TILE) scores of a candidate and a tile of rows each; or (c, m)."""
     tiles: Array | None = None
-    """(t,) which tiles; None: each candidate was compared with all rows."""
+    """(t,) the tiles near the first candidate, then those near the next; None: each was compared with all rows."""
+    places: Any = None
+    """(t,) where their scores stand; None: in the same order."""
     edges: Any = None
     """(c + 1,) the first of the t tiles of each candidate, and the end."""
+
+    def near(self, start: int, stop: int) -> tuple[Array, Array]:
+        """Return the tiles near some candidates, one candidate's after the other, and their scores."""
+        assert self.tiles is not None
+        own = slice(self.edges[start], self.edges[stop])
+        tiles = self.tiles[own]
+        return tiles, self.scores[own] if self.places is None else self.scores.take(self.places[own], axis=0)
 
 
 class _Field:
@@ -249,8 +260,7 @@ class _Field:
         ):  # together: to ask for one number after another would take longer than the work
             gain = self.xp.maximum(drawn.scores[start:stop] - self.best, 0)
             return to_host(gain.sum(axis=1) if self.weights is None else gain @ self.weights)
-        edges = drawn.edges[start : stop + 1]  # in one go: the calls would take longer than the work
-        tiles, scores = (part[edges[0] : edges[-1]] for part in (drawn.tiles, drawn.scores))
+        tiles, scores = drawn.near(start, stop)  # in one go: the calls would take longer than the work
         gain = self.tiled[0].take(tiles, axis=0)
         np.subtract(scores, gain, out=gain)
         np.maximum(gain, 0, out=gain)
@@ -258,7 +268,7 @@ class _Field:
             sums = gain.sum(axis=1)
         else:
             sums = np.einsum("ij,ij->i", gain, self.weights.reshape(-1, TILE).take(tiles, axis=0))
-        return np.add.reduceat(sums, edges[:-1] - edges[0])
+        return np.add.reduceat(sums, drawn.edges[start:stop] - drawn.edges[start])
 
     def _gain(self, scores: Array) -> float:
         gain = scores - self.best
@@ -269,8 +279,7 @@ class _Field:
         """Make candidate ``i`` a seed."""
         if drawn.tiles is None:
             return self._raise(self.state, slice(None), drawn.scores[i])
-        own = slice(drawn.edges[i], drawn.edges[i + 1])
-        self._raise(self.tiled, drawn.tiles[own], drawn.scores[own])
+        self._raise(self.tiled, *drawn.near(i, i + 1))
         self.pending.append(int(drawn.rows[i]))
 
     def share(self, seeds: int) -> float:
@@ -292,30 +301,44 @@ class _Field:
 
             spread(piece, self.pieces)
             return _Drawn(rows, out)
-        assert self.centers is not None
-        closeness = table[:, :-1] @ self.centers[:-1] + self.centers[-1]
-        near = np.sort(np.argpartition(-closeness, reach - 1, axis=1)[:, :reach], axis=1).ravel()
+        parts = [table[i : i + NEAR_ROWS] for i in range(0, len(table), NEAR_ROWS)]
+        near = np.concatenate(spread(lambda part: self._near_groups(part, reach), parts)).ravel()
         first = self.bounds // TILE
         lengths = np.diff(first)[near]
         ends = np.cumsum(lengths)
         starts = ends - lengths
-        tiles = np.repeat(first[near] - starts, lengths) + np.arange(ends[-1])
+        running = np.arange(ends[-1])
+        tiles = np.repeat(first[near] - starts, lengths) + running
         edges = np.append(starts[::reach], ends[-1])
         if table.shape[1] <= LOW_WIDTH + 1:
-            return _Drawn(rows, self._narrow_scores(table, tiles, np.diff(edges)), tiles, edges)
-        scores = np.empty((ends[-1], TILE), dtype=np.float32)
+            return _Drawn(rows, self._narrow_scores(table, tiles, np.diff(edges)), tiles, None, edges)
+        # products stand group by group, as they are made
         by_group = np.argsort(near, kind="stable")
         cuts = np.searchsorted(near[by_group], np.arange(n_groups + 1))
+        made = np.cumsum(lengths[by_group])
+        made -= lengths[by_group]
+        stands = np.empty_like(starts)
+        stands[by_group] = made
+        places = np.repeat(stands - starts, lengths) + running
+        scores = np.empty((ends[-1], TILE), dtype=np.float32)
 
-        def group(g: int) -> None:
-            own = by_group[cuts[g] : cuts[g + 1]]
-            if len(own) and first[g + 1] > first[g]:
-                found = np.matmul(table[own // reach], self.rows[self.bounds[g] : self.bounds[g + 1]].T)
-                at = starts[own][:, None] + np.arange(first[g + 1] - first[g])
-                scores[at] = found.reshape(len(own), -1, TILE)
+        def compare(groups: range) -> None:
+            for g in groups:
+                own, count = by_group[cuts[g] : cuts[g + 1]], int(first[g + 1] - first[g])
+                if len(own) and count:
+                    out = scores[made[cuts[g]] :][: len(own) * count].reshape(len(own), count * TILE)
+                    np.matmul(table[own // reach], self.rows[self.bounds[g] : self.bounds[g + 1]].T, out=out)
 
-        spread(group, range(n_groups))
-        return _Drawn(rows, scores, tiles, edges)
+        spread(
+            compare, [range(g, min(g + SHARED_GROUPS, n_groups)) for g in range(0, n_groups, SHARED_GROUPS)]
+        )
+        return _Drawn(rows, scores, tiles, places, edges)
+
+    def _near_groups(self, table: np.ndarray, reach: int) -> np.ndarray:
+        """Return the ``reach`` groups nearest to each candidate, ascending, (c, reach)."""
+        assert self.centers is not None
+        closeness = table[:, :-1] @ self.centers[:-1] + self.centers[-1]
+        return np.sort(np.argpartition(-closeness, reach - 1, axis=1)[:, :reach], axis=1)
 
     def _narrow_scores(self, table: np.ndarray, tiles: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """Return the scores (t, TILE) of few columns without a product for each group, which would take longer."""
@@ -335,9 +358,10 @@ def _groups(x: np.ndarray, k: int, rng: np.random.Generator) -> tuple[np.ndarray
     m, count = x.shape[0], _group_count(k)
     few = x[np.sort(rng.permutation(m)[: min(m, GROUP_ROWS * count)])]
     start = few[np.sort(rng.permutation(len(few))[:count])]
-    centers = lloyd_in_memory([few], start, "l2", GROUP_UPDATES).centroids
-    pieces = [slice(i, i + PIECE) for i in range(0, m, PIECE)]
-    labels = np.concatenate(spread(lambda piece: nearest(x[piece], centers, "l2"), pieces))
+    pieces = [few[i : i + PIECE] for i in range(0, len(few), PIECE)]
+    centers = lloyd_in_memory(pieces, start, "l2", GROUP_UPDATES).centroids
+    pieces = [x[i : i + PIECE] for i in range(0, m, PIECE)]
+    labels = np.concatenate(spread(lambda piece: nearest(piece, centers, "l2"), pieces))
     sizes = np.bincount(labels, minlength=count)
     bounds = np.concatenate([[0], np.cumsum(-(-sizes // TILE) * TILE)])
     by_group = np.argsort(labels, kind="stable")

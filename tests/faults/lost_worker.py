@@ -7,20 +7,27 @@ from distributed.diagnostics.plugin import WorkerPlugin
 
 
 class LostWorker(WorkerPlugin):
-    """Kills its worker when the ``number``-th task starts whose key holds ``text``; once in a cluster's life."""
+    """Kills the worker that starts the ``number``-th of the tasks, of all workers, whose keys hold ``text``."""
 
     name = "lost-worker"
 
     def __init__(self, text, number, flag):
-        self.text, self.left, self.flag = text, number, str(flag)
+        self.text, self.number, self.flag = text, number, str(flag)
 
     def transition(self, key, start, finish, **_):
         if finish != "executing" or self.text not in str(key):
             return
-        self.left -= 1
-        if self.left == 0:
-            try:
-                os.close(os.open(self.flag, os.O_CREAT | os.O_EXCL))
-            except FileExistsError:
-                return
+        if self._started() == self.number:
+            os.close(os.open(self.flag, os.O_CREAT | os.O_EXCL))
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def _started(self):
+        """Return how many have started, this one included: workers count with files that only one of them can make."""
+        count = 1
+        while True:
+            try:
+                os.close(os.open(f"{self.flag}-{count}", os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                count += 1
+            else:
+                return count
