@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from daskcurate.kernels.distances import DISTANCE_ROWS
+from daskcurate.kernels.distances import DISTANCE_VALUES
 from daskcurate.planning import (
     POOL_ROW_BYTES,
     RANK_ROW_BYTES,
@@ -243,7 +243,7 @@ def selection_plan(
     per_chunk = steps.tasks + (0 if n <= limits.rank_rows else 3)
     chunk_bytes = min(n, chunk_rows) * 40 + k * 48
     if steps.row_passes:  # rows as stored, all centroids, and some rows at a time in float64
-        chunk_bytes += min(n, chunk_rows) * d * itemsize + k * d * 4 + DISTANCE_ROWS * d * 8 * 5
+        chunk_bytes += min(n, chunk_rows) * d * itemsize + k * d * 4 + max(DISTANCE_VALUES, d) * 8 * 5
     return StagePlan(
         stage=title,
         rows=n,

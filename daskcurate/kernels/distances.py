@@ -6,8 +6,10 @@ import numpy as np
 
 from daskcurate.arrays import Array, namespace_of, row_squares
 
-DISTANCE_ROWS = 1024
-"""Rows that are measured at a time."""
+DISTANCE_VALUES = 1 << 17
+"""Numbers of rows that are measured at a time: 1 MiB of float64, which stays in a core's cache."""
+DEVICE_DISTANCE_VALUES = 1 << 25
+"""Likewise on a GPU, which starts few large kernels rather than many small ones."""
 
 
 def own_distances(x: Array, centroids: Array, labels: Array, metric: str) -> Array:
@@ -18,16 +20,17 @@ def own_distances(x: Array, centroids: Array, labels: Array, metric: str) -> Arr
     """
     xp = namespace_of(x)
     out = xp.full(x.shape[0], np.nan)
-    for start in range(0, x.shape[0], DISTANCE_ROWS):
-        own = labels[start : start + DISTANCE_ROWS]
-        rows = x[start : start + DISTANCE_ROWS].astype(np.float64)
-        nearby = centroids[xp.maximum(own, 0)].astype(np.float64)  # all k in float64 may be too many
+    step = max(1, (DISTANCE_VALUES if xp is np else DEVICE_DISTANCE_VALUES) // max(1, x.shape[1]))
+    for start in range(0, x.shape[0], step):
+        own = labels[start : start + step]
+        gap = x[start : start + step].astype(np.float64)
+        nearby = centroids[xp.maximum(own, 0)]  # all k in float64 may be too many
         if metric == "cosine":
-            rows, nearby = _unit64(xp, rows), _unit64(xp, nearby)
-        gap = rows - nearby
+            gap, nearby = _scaled(xp, gap), _scaled(xp, nearby.astype(np.float64))
+        gap -= nearby
         square = row_squares(gap)
         value = square / 2 if metric == "cosine" else xp.sqrt(square)
-        out[start : start + DISTANCE_ROWS] = xp.where(own >= 0, value, np.nan)
+        out[start : start + step] = xp.where(own >= 0, value, np.nan)
     return out
 
 
@@ -36,7 +39,9 @@ def squared(distances: Array, metric: str) -> Array:
     return 2 * distances if metric == "cosine" else distances * distances
 
 
-def _unit64(xp: Any, rows: Array) -> Array:
+def _scaled(xp: Any, rows: Array) -> Array:
+    """Scale rows to unit length in place, and return them; zero rows stay zero."""
     norms = xp.sqrt(row_squares(rows))
     norms[norms == 0] = 1
-    return rows / norms[:, None]
+    rows /= norms[:, None]
+    return rows

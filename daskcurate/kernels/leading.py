@@ -27,6 +27,8 @@ LEAST_WIDTH = 128
 """Narrower rows are compared as they are."""
 SAMPLE_ROWS = 16
 """Rows of the sample for each number of a row; from fewer than a quarter of it nothing is learnt."""
+PROJECTED_ROWS = 512
+"""Rows that are projected at a time."""
 _UNIT = 2.0**-24
 
 
@@ -104,8 +106,8 @@ def project(x: Array, directions: Directions) -> Leading:
     rows = xp.empty((m, count), np.float32)
     tail, squares = xp.empty(m, np.float32), xp.empty(m, np.float32)
     spare = np.float32(2 * rounding_of(directions) + 4 * (x.shape[1] + 8) * _UNIT)
-    for start in range(0, m, 1024):
-        stop = start + 1024
+    for start in range(0, m, PROJECTED_ROWS):
+        stop = start + PROJECTED_ROWS
         moved = x[start:stop] - directions.shift
         rows[start:stop] = xp.matmul(moved, directions.basis)
         square = row_dots(moved, moved)
