@@ -22,7 +22,7 @@ class LostWorker(WorkerPlugin):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _started(self):
-        """Return how many have started, this one included: workers count with files that only one of them can make."""
+        """Return how many have started, with this one: workers count by files that only one of them can make."""
         count = 1
         while True:
             try:
