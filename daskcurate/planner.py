@@ -15,7 +15,7 @@ from daskcurate.nodes import Stage
 from daskcurate.planning import Limits, Plan, plan_stages
 from daskcurate.runner import current_client, flatten, given_client, worker_threads
 from daskcurate.store import RunStore
-from daskcurate.tasks import call, task
+from daskcurate.tasks import Work, call, task
 from daskcurate.worker_limits import cluster_limits
 
 
@@ -108,9 +108,7 @@ def measure(client: Client, dim: int, rows: PoolRows | None = None) -> Machine:
     threads = worker_threads(client)
     limits = cluster_limits(client)
     tasks = [
-        client.submit(
-            call, rates, (None, None), 1, dim, rows, key=f"calibrate-{uuid.uuid4().hex}", workers=[address]
-        )
+        client.submit(call, Work(rates, (dim, rows)), key=f"calibrate-{uuid.uuid4().hex}", workers=[address])
         for address in threads
     ]
     found = client.gather(tasks)

@@ -1,14 +1,15 @@
 """Lazy tasks with names that read well in the dashboard, one BLAS thread each."""
 
 import ctypes
+import itertools
 import os
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask
 from dask.delayed import Delayed
@@ -127,15 +128,39 @@ class one_blas_thread:  # noqa: N801 - used as a context manager
                 _limit = None
 
 
-def call(function: Callable[..., Any], lengths: tuple[int | None, ...], threads: int, *values: Any) -> Any:
-    """Call ``function`` with BLAS held to one thread; ``lengths`` says which values form a list argument."""
-    arguments, rest = [], iter(values)
-    for length in lengths:
-        arguments.append(next(rest) if length is None else [next(rest) for _ in range(length)])
+class Open(NamedTuple):
+    """The place of an argument that is the result of another task, or a list with such results."""
+
+    length: int | None
+    """Of the list; None: a single result."""
+
+    def filled(self, results: Iterator[Any]) -> Any:
+        """Return the argument, from the next of ``results``."""
+        return next(results) if self.length is None else list(itertools.islice(results, self.length))
+
+
+class Work:
+    """A function, its arguments, with places for those that are results of other tasks, and threads for kernels.
+
+    Dask knows nothing of this class. In tuples and dataclasses, and all that they hold, it looks for other tasks,
+    which would take longer than everything else about making one.
+    """
+
+    def __init__(self, function: Callable[..., Any], arguments: Sequence[Any], threads: int = 1):
+        self.function, self.arguments, self.threads = function, arguments, threads
+
+
+def call(work: Work, *results: Any) -> Any:
+    """Do some work with the results of other tasks, with BLAS held to one thread."""
+    rest = iter(results)
+    arguments = [item.filled(rest) if isinstance(item, Open) else item for item in work.arguments]
     keep_freed_memory()
     watch_memory()
-    with one_blas_thread(), using_threads(threads):
-        return function(*arguments)
+    with one_blas_thread(), using_threads(work.threads):
+        return work.function(*arguments)
+
+
+_lazy_call = dask.delayed(call, pure=False)
 
 
 def task(function: Callable[..., Any], *args: Any, name: str, key: str, threads: int = 1) -> Delayed:
@@ -143,15 +168,17 @@ def task(function: Callable[..., Any], *args: Any, name: str, key: str, threads:
 
     ``threads`` are what kernels may use within it; more than 1 only for a task that runs alone.
 
-    An argument may be a list of tasks. It is passed as single arguments and put together where the task
-    runs: within a list Dask would keep the keys of persisted results, but no hold on the results.
+    An argument may be a task or a list of tasks; within anything else tasks are not found. A list is passed as single
+    arguments and put together where the task runs: within a list Dask would keep the keys of persisted results, but
+    no hold on the results.
     """
-    lengths: list[int | None] = []
-    values: list[Any] = []
+    arguments: list[Any] = []
+    results: list[Any] = []
     for item in args:
         is_list = isinstance(item, list) and any(isinstance(part, Delayed) for part in item)
-        lengths.append(len(item) if is_list else None)
-        values.extend(item if is_list else [item])
-    return dask.delayed(call, pure=False)(
-        function, tuple(lengths), threads, *values, dask_key_name=f"{name}-{key}"
-    )
+        if is_list or isinstance(item, Delayed):
+            arguments.append(Open(len(item) if is_list else None))
+            results.extend(item if is_list else [item])
+        else:
+            arguments.append(item)
+    return _lazy_call(Work(function, arguments, threads), *results, dask_key_name=f"{name}-{key}")

@@ -47,7 +47,7 @@ def test_one_thread_watches_a_worker_until_it_closes(monkeypatch):
     monkeypatch.setattr(tasks, "WATCH_SECONDS", 0.001)
     before = set(threading.enumerate())
     for _ in range(3):
-        assert tasks.call(lambda x: x + 1, (None,), 1, 2) == 3
+        assert tasks.call(tasks.Work(lambda x: x + 1, [tasks.Open(None)]), 2) == 3
     (thread,) = set(threading.enumerate()) - before
     assert looked.wait(10)
     worker.status = Status.closed
