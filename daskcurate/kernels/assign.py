@@ -215,8 +215,8 @@ class Scorer:
 
         With s the length of the shortest centroid, a row x is at most |x| + s away from it. So the nearest is
         no longer than 2 |x| + s, and the score of one longer than 3 |x| + 2 s is lower by 1.5 (|x| + s)^2 or
-        more than that of the shortest. Rounding, a share of |x| |c| + |c|^2 / 2, does not make up for that, and
-        is at most twice that share of |x - c|^2 as well.
+        more than that of the shortest. Rounding, a share of |x| |c| + |c|^2 / 2, does not make up for that,
+        and is at most twice that share of |x - c|^2 as well.
         """
         return self.xp.minimum(3 * lengths + 2 * self._shortest, self._longest)
 
@@ -326,7 +326,7 @@ class Scorer:
 
 
 def _move_to_mean(centroids: Array, moved: Array) -> tuple[Array, Array]:
-    """Write ``centroids`` less the mean of all but far ones to ``moved``; return that mean, and squared lengths."""
+    """Write ``centroids`` less the mean of all but far ones to ``moved``; return it, and squared lengths."""
     xp = namespace_of(centroids)
     near = centroids
     for _ in range(4):  # far ones draw the mean to them: without these, others may be seen to be far as well

@@ -1,7 +1,7 @@
-"""Spanning forests of highest similarity that grow as edges come, and tell which of these they have no use for.
+"""Spanning forests of highest similarity that grow as edges come, and tell which of these are of no use.
 
-Where most pairs of rows are above the threshold, there are many more edges than rows, and nearly all of them link
-rows that stronger edges link already: those need not be measured exactly.
+Where most pairs of rows are above the threshold, there are many more edges than rows, and nearly all of them
+link rows that stronger edges link already: those need not be measured exactly.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ SHARES = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 
 
 class Forest:
-    """The spanning forest of highest similarity of all edges taken, holding little more than some edges a row."""
+    """The spanning forest of highest similarity of all edges taken, holding little more than two edges a row."""
 
     def __init__(self, rows: int):
         self.most = 2 * rows + 4 * TILE
@@ -50,9 +50,9 @@ class Forest:
         return np.where(found, at, len(self._nodes))
 
     def has_use(self, i: np.ndarray, j: np.ndarray, most: np.ndarray) -> np.ndarray:
-        """Return bool, for which edges between ``places`` i and j, ``most`` similar at most, it may have some use.
+        """Return bool, which edges between ``places`` i and j, ``most`` similar at most, may be of use.
 
-        For none between rows that edges of at least that similarity link: with them and without, the same rows
+        None between rows that edges of at least that similarity link: with them and without, the same rows
         are linked at every threshold.
         """
         level = np.searchsorted(self._levels, most)
