@@ -32,6 +32,8 @@ PAIRS = 4096
 """Pairs of a row and a centroid measured again at once."""
 DEVICE_PAIRS = 1 << 16
 """Pairs measured again at once on a GPU."""
+FAR = 3.0
+"""Centroids that are so many times as far from the others' mean as the median one do not count in it."""
 MANY_CANDIDATES = 16
 """From so many candidates a row on, a product of low precision is followed by one in float32."""
 
@@ -106,6 +108,9 @@ class Scorer:
     For L2 the rows and the centroids are first moved so that the centroids' mean lies at the origin:
     distances do not change, but float32 then rounds relative to the spread of the data and not to its
     distance from the origin. The -|c|^2 / 2 rides along as one more column of the product.
+
+    Some centroids may be far from all others, at rows that are outliers: they are left out of that mean, and
+    do not count in the rounding of rows that they are too far from to be the nearest (see :meth:`reach`).
     """
 
     def __init__(
@@ -118,21 +123,18 @@ class Scorer:
         xp = namespace_of(centroids)
         self.xp, self.metric, self.centroids = xp, metric, centroids
         k, d = centroids.shape
-        halves = xp.zeros(1)
         if metric == "cosine":
-            moved = self.table = xp.ascontiguousarray(centroids, dtype=np.float32)
+            self.table = xp.ascontiguousarray(centroids, dtype=np.float32)
+            squares = _squares64(self.table)
         else:
-            self.shift = centroids.mean(axis=0, dtype=np.float64).astype(np.float32)
             self.table = xp.empty((k, d + 1), dtype=np.float32)
-            moved = self.table[:, :d]
-            xp.subtract(centroids, self.shift, out=moved)
-            halves = 0.5 * _squares64(moved)
-            self.table[:, d] = -halves
-        longest = float(xp.sqrt(_squares64(moved).max())) if k else 0.0
+            self.shift, squares = _move_to_mean(centroids, self.table[:, :d])
+            self.table[:, d] = -0.5 * squares
+        lengths = xp.sqrt(squares) if k else xp.zeros(1)
         # bounds are of distances, which order unit centroids alone as their cosines do
-        self.bounded = metric != "cosine" or bool((abs(_squares64(moved) - 1) < 1e-6).all())
+        self.bounded = metric != "cosine" or bool((abs(squares - 1) < 1e-6).all())
         self._rounding = np.float32((self.table.shape[1] + 8) * 2.0**-24)
-        self._longest, self._largest = np.float32(longest), np.float32(float(halves.max()) if k else 0.0)
+        self._longest, self._shortest = np.float32(float(lengths.max())), np.float32(float(lengths.min()))
         self._width, self._product = d, product
         self._coarse: Coarse | None = None
         self._directions = directions
@@ -196,22 +198,37 @@ class Scorer:
             xp.subtract(x, self.shift, out=rows[:, :-1])
             rows[:, -1] = 1
             squares = row_dots(rows[:, :-1], rows[:, :-1])
-        error = self._rounding * (xp.sqrt(squares) * self._longest + self._largest)
+        lengths = xp.sqrt(squares)
+        if self.metric == "cosine":
+            error = self._rounding * lengths * self._longest
+        else:
+            reach = self.reach(lengths)
+            error = self._rounding * (lengths + reach / 2) * reach
         slack = 4 * error + 2 * self._rounding * squares
         if self.metric == "cosine":
             squares = squares + np.float32(1)
             slack = slack + np.float32(4e-6)  # centroids are of unit length but for this
         return Tile(rows, squares, error, slack)
 
+    def reach(self, lengths: Array) -> Array:
+        """Return the longest centroids (m,) whose rounding matters to rows of ``lengths`` (m,).
+
+        With s the length of the shortest centroid, a row x is at most |x| + s away from it. So the nearest is
+        no longer than 2 |x| + s, and the score of one longer than 3 |x| + 2 s is lower by 1.5 (|x| + s)^2 or
+        more than that of the shortest. Rounding, a share of |x| |c| + |c|^2 / 2, does not make up for that,
+        and is at most twice that share of |x - c|^2 as well.
+        """
+        return self.xp.minimum(3 * lengths + 2 * self._shortest, self._longest)
+
     def lower(self, tile: Tile, score: Array) -> Array:
         """Return a lower bound of the distance that belongs to a score."""
         square = self.xp.maximum(tile.squares - 2 * score - tile.slack, 0)
-        return self.xp.sqrt(square) * np.float32(1 - 1e-6)
+        return self.xp.sqrt(square) * (np.float32(1 - 1e-6) - 3 * self._rounding)
 
     def upper(self, tile: Tile, score: Array) -> Array:
         """Return an upper bound of the distance that belongs to a score."""
         square = self.xp.maximum(tile.squares - 2 * score + tile.slack, 0)
-        return self.xp.sqrt(square) * np.float32(1 + 1e-6)
+        return self.xp.sqrt(square) * (np.float32(1 + 1e-6) + 3 * self._rounding)
 
     def best_two(self, tile: Tile) -> Best:
         """Return the best centroid of each row of a tile, and the best scores, by float32 products."""
@@ -306,6 +323,21 @@ class Scorer:
             return row_dots(rows, centroids)
         gap = rows - centroids
         return -row_dots(gap, gap)
+
+
+def _move_to_mean(centroids: Array, moved: Array) -> tuple[Array, Array]:
+    """Write ``centroids`` less the mean of all but far ones to ``moved``; return it, and squared lengths."""
+    xp = namespace_of(centroids)
+    near = centroids
+    for _ in range(4):  # far ones draw the mean to them: without these, others may be seen to be far as well
+        shift = near.mean(axis=0, dtype=np.float64).astype(np.float32)
+        xp.subtract(centroids, shift, out=moved)
+        squares = _squares64(moved)
+        is_near = squares <= FAR * FAR * float(xp.median(squares))
+        if int(is_near.sum()) == len(near):
+            break
+        near = centroids[is_near]
+    return shift, squares
 
 
 def _squares64(x: Array) -> Array:

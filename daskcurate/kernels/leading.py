@@ -25,6 +25,9 @@ MULTIPLE = 32
 """Their number is a multiple of it."""
 LEAST_WIDTH = 128
 """Narrower rows are compared as they are."""
+FAR, FEW = 3.0, 0.01
+"""Rows so many times as far from the mean as all but this share of the rows are outliers, and do not count:
+each of a few could have a direction of its own."""
 SAMPLE_ROWS = 16
 """Rows of the sample for each number of a row; from fewer than a quarter of it nothing is learnt."""
 PROJECTED_ROWS = 512
@@ -61,6 +64,10 @@ def leading_directions(sample: Array) -> Array:
     shift = sample.mean(axis=0, dtype=np.float64).astype(np.float32)[None]
     if d < LEAST_WIDTH or 4 * m < SAMPLE_ROWS * d:
         return shift
+    near = _without_outliers(sample, shift)
+    if len(near) < m:
+        sample, m = near, len(near)
+        shift = sample.mean(axis=0, dtype=np.float64).astype(np.float32)[None]
     covariance = xp.zeros((d, d))
     for start in range(0, m, 4096):
         part = (sample[start : start + 4096] - shift).astype(np.float64)
@@ -72,6 +79,18 @@ def leading_directions(sample: Array) -> Array:
     if count > MOST * d:
         return shift
     return xp.concatenate([shift, vectors[:, ::-1][:, :count].T.astype(np.float32)])
+
+
+def _without_outliers(sample: Array, shift: Array) -> Array:
+    """Return the rows (m, d) but for those that are far from ``shift`` (1, d) beside nearly all others."""
+    xp, m = namespace_of(sample), len(sample)
+    squares = xp.empty(m, np.float32)
+    for start in range(0, m, 4096):
+        moved = sample[start : start + 4096] - shift
+        squares[start : start + 4096] = row_dots(moved, moved)
+    rank = int((1 - FEW) * (m - 1))
+    is_near = squares <= FAR * FAR * float(np.partition(to_host(squares), rank)[rank])
+    return sample if bool(is_near.all()) else sample[is_near]
 
 
 class Leading(NamedTuple):
@@ -133,7 +152,8 @@ class LeadingTable:
         self.table[:, :-2] = own.rows
         self.table[:, -2] = own.tail
         self.table[:, -1] = -0.5 * own.squares
-        self._longest = float(xp.sqrt(own.squares.max())) * (1 + 1e-6) if k else 0.0
+        lengths = np.sqrt(to_host(own.squares).astype(np.float64)) if k else np.zeros(1)
+        self._shortest, self._longest = lengths.min(), lengths.max() * (1 + 1e-6)
         self._share = np.float64(rounding_of(directions))
         self._rounding = np.float64((d + 32) * _UNIT)
 
@@ -147,9 +167,13 @@ class LeadingTable:
         return xp.matmul(made, self.table.T)
 
     def error(self, lead: Leading) -> Array:
-        """Return more than :meth:`bounds`, and half of a row's squared length, can be off by, (m,) float64."""
-        length = namespace_of(lead.rows).sqrt(lead.squares.astype(np.float64))
-        reach = self._longest
+        """Return more than :meth:`bounds`, and half of a row's squared length, can be off by, (m,) float64.
+
+        Of centroids that can be the nearest to a row: no longer than :meth:`.assign.Scorer.reach` says.
+        """
+        xp = namespace_of(lead.rows)
+        length = xp.sqrt(lead.squares.astype(np.float64))
+        reach = xp.minimum(3 * length + 2 * self._shortest, self._longest)
         return 1.1 * (self._share + 3 * self._rounding) * length * reach + self._rounding * (
             reach * reach + lead.squares
         )

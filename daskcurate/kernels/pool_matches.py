@@ -7,6 +7,7 @@ on how the rows were cut into blocks.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,11 +15,14 @@ import numpy as np
 
 from daskcurate.arrays import namespace_of, row_dots, to_host
 from daskcurate.kernels.blocks import rounded, rounded_surely
+from daskcurate.kernels.forests import Forest
 from daskcurate.kernels.pool_pairs import PoolBlock, Take, threshold
-from daskcurate.kernels.similarity import TILE, Edges, connected_matches, merge_forests
+from daskcurate.kernels.similarity import TILE, Edges, connected_matches
 
 LAST = np.iinfo(np.int64).max
 """Rank of a match that is not there: after every row."""
+STRONGEST = 8
+"""Of many edges one in so many, the strongest, goes to a forest before the others are looked at."""
 
 
 def pair_similarity(x: PoolBlock, i: np.ndarray, y: PoolBlock, j: np.ndarray) -> np.ndarray:
@@ -128,33 +132,58 @@ class PairEdges:
     def __init__(
         self, eps: float, *, forest_rows: int | None = None, most: int = LAST, bins: int = 1, n_rows: int = 1
     ):
-        self.limit, self.forest_rows, self.most = threshold(eps), forest_rows, most
+        self.limit, self.most = threshold(eps), most
         self.counts = np.zeros(bins, np.int64)
         self._bin_rows = max(1, -(-n_rows // bins))
         self._held: list[Edges] = []
-        self._size = 0
+        self._forest = None if forest_rows is None else Forest(forest_rows)
+        self._places: dict[int, tuple[weakref.ref[PoolBlock], int, np.ndarray]] = {}
 
     def take(self, x: PoolBlock, i: np.ndarray, y: PoolBlock, j: np.ndarray, scores: np.ndarray) -> None:
         """Take candidates."""
+        if self._forest is not None:
+            self._take_useful(self._forest, x, i, y, j, scores)
+            return
+        later = np.maximum(x.ranks[i], y.ranks[j])
+        self.counts += np.bincount(later // self._bin_rows, minlength=len(self.counts))
+        if self.counts.sum() > self.most:
+            self._held.clear()
+        else:
+            self._held.append(self._measured(x, i, y, j))
+
+    def _take_useful(
+        self, forest: Forest, x: PoolBlock, i: np.ndarray, y: PoolBlock, j: np.ndarray, scores: np.ndarray
+    ) -> None:
+        """Add candidates to the forest, the strongest first, after which few of the others are of use."""
+        while len(i):
+            most = np.minimum(scores + np.float32(x.margin), np.float32(1))
+            useful = forest.has_use(self._places_of(forest, x)[i], self._places_of(forest, y)[j], most)
+            i, j, scores = i[useful], j[useful], scores[useful]
+            first = np.ones(len(i), bool)
+            if len(i) > forest.most:
+                cut = len(i) - len(i) // STRONGEST
+                first = scores >= np.partition(scores, cut)[cut]
+            forest.add(self._measured(x, i[first], y, j[first]))
+            i, j, scores = i[~first], j[~first], scores[~first]
+
+    def _measured(self, x: PoolBlock, i: np.ndarray, y: PoolBlock, j: np.ndarray) -> Edges:
         first, second = x.ranks[i], y.ranks[j]
-        earlier, later = np.minimum(first, second), np.maximum(first, second)
-        if self.forest_rows is None:
-            self.counts += np.bincount(later // self._bin_rows, minlength=len(self.counts))
-            if self.counts.sum() > self.most:
-                self._held.clear()
-                return
         exact = pair_similarity(x, i, y, j)
         above = exact > self.limit
-        self._held.append(Edges(earlier[above], later[above], exact[above]))
-        self._size += int(above.sum())
-        if self.forest_rows is not None and self._size > 2 * self.forest_rows + 4 * TILE:
-            self._held = [merge_forests(*self._held)]
-            self._size = len(self._held[0].i)
+        return Edges(np.minimum(first, second)[above], np.maximum(first, second)[above], exact[above])
+
+    def _places_of(self, forest: Forest, x: PoolBlock) -> np.ndarray:
+        """Return where the forest looks up the rows of a block."""
+        known = self._places.get(id(x))
+        if known is None or known[0]() is not x or known[1] != forest.version:
+            known = weakref.ref(x), forest.version, forest.places(x.ranks)
+            self._places[id(x)] = known
+        return known[2]
 
     def edges(self) -> Edges | None:
         """Return the forest, or all edges; None if they were too many."""
-        if self.forest_rows is not None:
-            return merge_forests(*self._held)
+        if self._forest is not None:
+            return self._forest.edges()
         return None if self.counts.sum() > self.most else join_edges(self._held)
 
 

@@ -35,6 +35,10 @@ def problems(draw):
         centroids = x[rng.integers(0, m, k)]
     if draw(st.booleans()) and metric == "l2":
         x, centroids = np.round(x), np.round(centroids)
+    if draw(st.booleans()) and metric == "l2":  # a few far rows and centroids
+        factor = draw(st.sampled_from([10.0, 1e3, 1e6]))
+        for far in (x, centroids):
+            far[rng.random(len(far)) < 0.1] *= np.float32(factor)
     return x, centroids, metric
 
 
@@ -94,6 +98,41 @@ def test_bounds_do_skip_work(monkeypatch):
     found = bounded.reassign(x, assign.Scorer(moved, "l2"), before, lloyd.moves_of(centroids, moved))
     assert sum(seen) < len(x) / 4
     np.testing.assert_array_equal(found.labels, plain(x, assign.Scorer(moved, "l2")).labels)
+
+
+@pytest.mark.parametrize("side", ["around", "one side"])
+def test_far_centroids_leave_the_other_rows_decided_by_float32(side):
+    rng = np.random.default_rng(1)
+    x = make(rng, 3000, 64, "l2")
+    far = 1000 * (x[:20] if side == "around" else 1 + 0.01 * x[:20])
+    centroids = np.concatenate([far, x[20:150]])
+    scorer = assign.Scorer(centroids, "l2")
+    assert len(scorer.best_two(scorer.tile(x)).unclear(np)) < 0.02 * len(x)
+    before = assign.assign(x, scorer)
+    np.testing.assert_array_equal(before.labels, oracle_labels(x, centroids, "l2"))
+    gaps = np.sqrt(
+        ((x[:, None] - centroids[before.labels][:, None]).astype(np.float64) ** 2).sum(axis=(1, 2))
+    )
+    assert np.median(before.second - gaps) > 0  # bounds are of use
+
+
+@pytest.mark.parametrize("factor", [10.0, 1e3, 1e6])
+def test_bounded_passes_with_far_centroids_equal_plain_ones(xp, factor):
+    rng = np.random.default_rng(3)
+    x = make(rng, 1200, 6, "l2")
+    x[::100] *= np.float32(factor)
+    centroids, last, moves = x[rng.permutation(len(x))[:60]].copy(), None, None
+    centroids[:12] = x[::100]
+    for number in range(8):
+        scorer = assign.Scorer(xp.asarray(centroids), "l2")
+        bounded_pass = lloyd.step_chunk(xp.asarray(x), scorer, last, moves)
+        labels = to_host(bounded_pass.assignment.labels)
+        np.testing.assert_array_equal(labels, oracle_labels(x, centroids, "l2"))
+        updated = to_host(lloyd.finalize(bounded_pass.partial, scorer.centroids, "l2"))
+        if number % 2:  # near ones go far, and far ones come back
+            updated[[5, 30]] = updated[[30, 5]]
+        moves = lloyd.moves_of(scorer.centroids, xp.asarray(updated))
+        last, centroids = bounded_pass, updated
 
 
 def test_the_count_of_loud_centroids_makes_the_least_work():

@@ -13,6 +13,7 @@ TESTS = Path(__file__).parent
 HOST_ONLY = {
     "allocation": "one number a cluster: it takes arrays of the host by design",
     "blas": "a routine of the BLAS of NumPy and SciPy: devices ask their own library",
+    "forests": "edges, which the host holds: what finds and measures them runs on the device",
     "threads": "calls, no arrays",
     "device_code": "text: the source of the device's own kernels, which test_device_code.py runs",
 }

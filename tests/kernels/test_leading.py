@@ -107,6 +107,21 @@ def test_they_hold_the_share_asked_for_and_no_more_than_needed(xp):
     assert (to_host(own.tail) <= left * 1.2 + 1e-2).all()
 
 
+def test_a_few_outliers_have_no_direction_of_their_own_and_change_no_label(xp):
+    x = rows_like_embeddings(10, 3000)
+    plain = directions_of(x, xp).basis.shape[1]
+    x[::400] *= 1000
+    found = directions_of(x, xp)
+    assert found.basis.shape[1] == plain
+    centroids = np.concatenate([x[::400], rows_like_embeddings(11, 90)])
+    scorer = assign.Scorer(xp.asarray(centroids), "l2", None, found)
+    lead = leading.project(xp.asarray(x), found)
+    labels = assign.nearest_by_leading(xp.asarray(x), scorer, lead)
+    np.testing.assert_array_equal(to_host(labels), oracle(x, centroids, "l2"))
+    few = leading.Leading(*(part[1:400] for part in lead))
+    assert float(scorer.leading.error(few).max()) < 1e-2 * float(few.squares.max())
+
+
 @pytest.mark.parametrize(
     "x",
     [

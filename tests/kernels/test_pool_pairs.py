@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskcurate.arrays import to_host
-from daskcurate.kernels import pool_pairs
+from daskcurate.kernels import pool_matches, pool_pairs
 from daskcurate.kernels.pool_matches import (
     NearestEarlier,
     PairEdges,
@@ -341,3 +341,25 @@ def test_the_share_of_pairs_from_a_sample_is_that_of_the_whole():
     pairs = compare(block, block, bound, 0.02, nearest_into(*[NearestEarlier(block, 0.02)] * 2))
     assert bound.pairs_of_sample(block, sizes) * 600 == pytest.approx(pairs)
     assert pairs < 600 * 599 // 2
+
+
+def test_a_forest_measures_few_of_very_many_edges_and_links_the_same_rows(monkeypatch):
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal((1500, 12)) + 3 * rng.standard_normal((5, 12))[rng.integers(0, 5, 1500)]
+    x[1400:] = x[:100]
+    block = make_block(
+        np, x.astype(np.float32), np.zeros(1500, np.int32), rng.permutation(1500), np.arange(1500)
+    )
+    every, some = PairEdges(0.9, n_rows=1500), PairEdges(0.9, forest_rows=1500)
+    compare(block, block, None, 0.9, every.take)
+    measured = []
+    plain = pool_matches.pair_similarity
+    monkeypatch.setattr(
+        pool_matches, "pair_similarity", lambda x, i, *more: measured.append(len(i)) or plain(x, i, *more)
+    )
+    monkeypatch.setattr("daskcurate.kernels.forests.TILE", 64)
+    compare(block, block, None, 0.9, some.take)
+    assert 100_000 < len(every.edges().i)
+    assert sum(measured) < 0.4 * len(every.edges().i)
+    for one, other in zip(connected_edges(some.edges()), connected_edges(every.edges()), strict=True):
+        np.testing.assert_array_equal(one, other)

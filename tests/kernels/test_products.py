@@ -107,9 +107,14 @@ def test_scores_are_within_their_bound(rounding, metric, name):
     if metric == "l2":
         wide, table = wide - scorer.shift, table - scorer.shift
         exact = wide @ table.T - (table * table).sum(axis=1) / 2
+    off = abs(found - exact)
+    if metric == "l2":  # centroids that are too far from a row do not count
+        lengths = (np.sqrt((rows * rows).sum(axis=1)) for rows in (wide, table))
+        of_rows, of_centroids = lengths
+        off[of_centroids > scorer.reach(of_rows)[:, None] * (1 + 1e-6)] = 0
     known = np.isfinite(error)
     # what float32 cannot hold at all is not told apart, and settled in float64
-    assert (abs(found - exact)[known] <= error[known, None] + 1e-36).all()
+    assert (off[known] <= error[known, None] + 1e-36).all()
 
 
 def test_few_rows_of_ordinary_data_are_looked_at_again(monkeypatch):
