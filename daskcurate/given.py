@@ -64,7 +64,9 @@ class GivenClustering(Clustering):
         low, high = int(labels.min()), int(labels.max())
         if k is None:
             if low < -1:
-                raise ValueError(f"labels from {low} to {high} are not allowed: give -1 (outside), 0, 1, and so on")
+                raise ValueError(
+                    f"labels from {low} to {high} are not allowed: give -1 (outside), 0, 1, and so on"
+                )
             if high == -1:
                 raise ValueError(
                     "labels that are all -1 (outside) are not allowed: give one cluster a member"
