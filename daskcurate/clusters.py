@@ -7,6 +7,7 @@ is installed, so that nothing here imports them, and others can add their own.
 
 import contextlib
 import inspect
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
@@ -193,6 +194,18 @@ def read_cluster(path: Path, name: str | None = None) -> ClusterSpec:
     return cluster_section(root, name)
 
 
+def _check_scheduler_file(path: Path) -> None:
+    """Raise UsageError unless ``path`` is what a scheduler wrote: Dask fails on others without a message."""
+    if not path.exists():
+        raise UsageError(f"--scheduler-file {path}: there is no such file")
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--scheduler-file {path}: cannot be read as JSON: {error}") from error
+    if not isinstance(found, dict) or not isinstance(found.get("address"), str):
+        raise UsageError(f"--scheduler-file {path}: has no 'address': give the file that a scheduler wrote")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Place:
     """Where a command is to run, as its options say."""
@@ -236,9 +249,8 @@ class Place:
             raise UsageError("--n-workers and --memory-limit are for a local cluster, not with a scheduler")
         if self.device == "gpu":
             raise UsageError("--device is for a local cluster, not with a scheduler, whose workers are there")
-        if self.scheduler_file and not self.scheduler_file.exists():
-            raise UsageError(f"--scheduler-file {self.scheduler_file}: there is no such file")
         if self.scheduler_file:
+            _check_scheduler_file(self.scheduler_file)
             return {"scheduler_file": str(self.scheduler_file)}
         return {"address": self.scheduler or address}
 

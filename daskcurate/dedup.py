@@ -118,8 +118,8 @@ class SemanticDedup(Selection):
     def at_fraction(self, keep: float) -> Selection:
         """Return the rows that the largest eps keeps which leaves at least the fraction ``keep``.
 
-        Rows equally similar are kept or dropped together. The stage must have been computed. Across clusters
-        the fraction must be at least the one that the stage's own eps keeps.
+        Rows equally similar are kept or dropped together. The stage must have been computed. Under ``connected``
+        or across clusters the fraction must be at least the one that the stage's own eps keeps.
         """
         keep = check_number("keep", keep, 0, 1, open_low=True)
         found = np.sort(np.concatenate([block[~np.isnan(block)] for block in blocks_of(self.max_similarity)]))
@@ -127,16 +127,28 @@ class SemanticDedup(Selection):
             raise ValueError(
                 "at_fraction() has no rows to choose from: none lies within the stage's selection"
             )
-        limit = float(found[int(np.ceil(keep * len(found) - 1e-9)) - 1])
-        if self.config.scope == "global" and limit <= np.float32(1 - self.config.eps):
-            kept = float((found <= limit).mean())
-            raise ValueError(
-                f"keep={keep:g} is not allowed: scope='global' was run at eps={self.config.eps:g}, which keeps "
-                f"{kept:.6g} of the rows, and knows no weaker matches; give more than that, or run semantic_dedup "
-                "again with a larger eps"
-            )
+        least = int(np.ceil(keep * len(found) - 1e-9))
+        limit = float(found[least - 1])
+        run_limit = np.float32(1 - self.config.eps)
+        if self._bound and limit <= run_limit:
+            kept = int((found <= run_limit).sum())
+            if least < kept:
+                raise ValueError(
+                    f"keep={keep:g} is not allowed: {self._bound} was run at eps={self.config.eps:g}, which keeps "
+                    f"{kept / len(found):.6g} of the rows, and knows no weaker matches; give at least that, or run "
+                    "semantic_dedup again with a larger eps"
+                )
+            # exactly those that the run keeps: a larger eps keeps them too, or too few
+            limit = float(run_limit)
         self._check_lookup(1 - limit)
         return ThresholdSelection.of(self, limit)
+
+    @property
+    def _bound(self) -> str | None:
+        """The setting under which nothing weaker than 1 - eps is known; None: every match is."""
+        if self.config.scope == "global":
+            return "scope='global'"
+        return "rule='connected'" if self.config.rule == "connected" else None
 
     def _check_lookup(self, eps: float) -> None:
         rule, run_eps = self.config.rule, self.config.eps
@@ -145,11 +157,9 @@ class SemanticDedup(Selection):
                 f"eps={eps:g} is not a lookup under rule='greedy' (run at eps={run_eps:g}), where dropping a row "
                 "revives others: run semantic_dedup again with it"
             )
-        across = self.config.scope == "global"
-        if (rule == "connected" or across) and np.float32(1 - eps) < np.float32(1 - run_eps):
-            setting = "scope='global'" if across else "rule='connected'"
+        if self._bound and np.float32(1 - eps) < np.float32(1 - run_eps):
             raise ValueError(
-                f"eps={eps:g} is not allowed: {setting} was run at eps={run_eps:g} and knows no links "
+                f"eps={eps:g} is not allowed: {self._bound} was run at eps={run_eps:g} and knows no links "
                 f"weaker than that; give at most {run_eps:g}, or run semantic_dedup again"
             )
 

@@ -63,6 +63,10 @@ class GivenClustering(Clustering):
             raise ValueError(f"labels cover {len(labels)} rows, the pool has {rows}: give one value a row")
         low, high = int(labels.min()), int(labels.max())
         if k is None:
+            if low < -1:
+                raise ValueError(
+                    f"labels from {low} to {high} are not allowed: give -1 (outside), 0, 1, and so on"
+                )
             if high == -1:
                 raise ValueError(
                     "labels that are all -1 (outside) are not allowed: give one cluster a member"

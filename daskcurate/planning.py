@@ -82,6 +82,9 @@ class Limits:
                 f"memory_limit={memory_limit!r} is not allowed: give bytes or text such as '4GiB'"
             )
         try:
+            # Dask takes text without a number, such as "" or "GiB", for one unit
+            if isinstance(memory_limit, str) and not any(letter.isdigit() for letter in memory_limit):
+                raise ValueError("no number")
             found = int(dask.utils.parse_bytes(memory_limit))
         except ValueError as error:
             raise ValueError(

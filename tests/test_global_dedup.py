@@ -183,9 +183,25 @@ def test_at_is_a_run_at_that_eps_and_no_further(client, pool, tmp_path, rule):
         ValueError, match=r"keep=0.01 is not allowed: scope='global' was run at eps=0.1, which keeps 0\."
     ):
         wide.at_fraction(0.01)
+    assert wide.at_fraction(share).indices.tolist() == wide.indices.tolist()
     greedy = dc.semantic_dedup(emb, flat, eps=0.1, rule="greedy", scope="global")
     with pytest.raises(ValueError, match="rule='greedy'"):
         greedy.at(0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"scope": "global"}, "scope='global'"), ({"rule": "connected"}, "rule='connected'")],
+)
+def test_what_a_run_keeps_is_the_least_fraction(client, pool, tmp_path, options, named):
+    emb = pool(np.eye(6), chunk_rows=4)
+    flat = dc.Clustering.from_arrays(emb, np.eye(2, 6), np.arange(6) % 2, metric="cosine")
+    found = dc.compute(dc.semantic_dedup(emb, flat, eps=0.1, **options), store=tmp_path / "r")
+    assert found.at_fraction(1).indices.tolist() == list(range(6))
+    with pytest.raises(
+        ValueError, match=f"keep=0.5 is not allowed: {named} was .*keeps 1 of .*give at least that"
+    ):
+        found.at_fraction(0.5)
 
 
 @pytest.mark.parametrize("rule", ["earlier", "greedy", "connected"])
