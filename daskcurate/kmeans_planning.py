@@ -13,8 +13,9 @@ from daskcurate.fast_loop import TAILS
 from daskcurate.fitting import is_lloyds, lloyd_fits_one_task, one_task_bytes
 from daskcurate.kernels.leading import LEAST_WIDTH, MOST
 from daskcurate.kernels.leading import SAMPLE_ROWS as DIRECTION_ROWS
+from daskcurate.kernels.oversampling import OVERSAMPLING_ROUNDS
 from daskcurate.kernels.restricted import list_size
-from daskcurate.kernels.seeding import OVERSAMPLING_ROUNDS, effort, operations
+from daskcurate.kernels.seeding import effort, operations
 from daskcurate.planning import RANK_ROW_BYTES, Limits, StagePlan, combine_memory, tree_tasks
 from daskcurate.remembering import LIMIT_BYTES, PARTIAL_SHARE
 from daskcurate.rows import BLOCKS, PIECE_BYTES, chunks_per_block

@@ -6,7 +6,7 @@ import numpy as np
 
 from daskcurate.config import KMeansConfig
 from daskcurate.device import on_device
-from daskcurate.kernels import lloyd, seeding
+from daskcurate.kernels import lloyd, oversampling, seeding
 from daskcurate.kernels.assign import nearest, unit_rows
 from daskcurate.kernels.draws import derive_seed, row_uniform
 from daskcurate.kernels.lloyd_in_memory import lloyd_in_memory
@@ -139,7 +139,7 @@ def _scalable(run: Any, blocks: RowBlocks, k: int, seed: int, url: str, key: str
     shift = candidates[0]
     near: list[Any] = [None] * len(blocks.blocks)
     added = candidates
-    for number in range(seeding.OVERSAMPLING_ROUNDS):
+    for number in range(oversampling.OVERSAMPLING_ROUNDS):
         tag = f"{key}-{number}"
         table = _candidates(run, added - shift, tag)
         near = run.persist(
@@ -174,7 +174,7 @@ def _candidates(run: Any, vectors: np.ndarray, name: str) -> Any:
 
 @on_device
 def _nearer(block: Block, near: np.ndarray | None, centers: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    return seeding.nearer(block.rows - shift, near, centers)
+    return oversampling.nearer(block.rows - shift, near, centers)
 
 
 def _mass(near: np.ndarray) -> float:
@@ -182,7 +182,7 @@ def _mass(near: np.ndarray) -> float:
 
 
 def _oversample(block: Block, near: np.ndarray, seed: int, total: float, rate: float) -> np.ndarray:
-    return block.rows[seeding.oversample(near, row_uniform(seed, block.numbers), total, rate)]
+    return block.rows[oversampling.oversample(near, row_uniform(seed, block.numbers), total, rate)]
 
 
 def _weights(block: Block, candidates: np.ndarray) -> np.ndarray:

@@ -37,7 +37,7 @@ def convert_rows(
     Raises
     ------
     BadRow
-        For the first row that holds NaN or an infinity, is zero, or does not fit ``dtype``.
+        For the first row that holds NaN or an infinity, is zero, too long, or does not fit ``dtype``.
     """
     out = np.empty(block.shape, dtype)
     low, high = np.inf, 0.0
@@ -71,6 +71,12 @@ def _convert_slab(raw: np.ndarray, out: np.ndarray, normalize: bool, near_unit: 
     fits = norms.max() < FLOAT16_MAX and norms.min() > 2**-24 * np.sqrt(raw.shape[1])
     if out.dtype == np.float16 and not normalize and not fits:
         _check_float16(wide, out)
+    if not normalize and (over := np.flatnonzero(norms > LARGE)).size:
+        raise BadRow(
+            over[0],
+            f"has norm {norms[over[0]]:g}, whose square float32 cannot hold with those of others (at most "
+            f"{LARGE:g}): give normalize=True, or scale the rows",
+        )
     return norms
 
 

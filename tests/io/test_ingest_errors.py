@@ -257,6 +257,7 @@ ROWS = {
         {},
         "row 5 has zero norm in float32",
     ),
+    "too long": (changed(5, [0, 3e38, 0, 0]), {}, "row 5 has norm 3e+38, whose square float32 cannot hold"),
     "float16": (
         changed(5, [0, 70000, 0, 0]),
         {"dtype": "float16"},

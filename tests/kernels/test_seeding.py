@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskcurate.arrays import to_host
-from daskcurate.kernels import seeding
+from daskcurate.kernels import oversampling, seeding
 from daskcurate.kernels.threads import using_threads
 
 
@@ -80,7 +80,7 @@ def test_copies_of_a_center_are_at_distance_zero():
     x = (rng.standard_normal((200, 30)) + 50).astype(np.float32)
     x -= x.mean(axis=0)
     squares = (x * x).sum(axis=1)
-    found = seeding.squared_distances(x, squares, x[:5])
+    found = oversampling.squared_distances(x, squares, x[:5])
     np.testing.assert_array_equal(found[np.arange(5), np.arange(5)], 0)
     expected = ((x[None].astype(np.float64) - x[:5, None]) ** 2).sum(axis=2)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
@@ -91,17 +91,17 @@ def test_nearer_takes_the_smaller_distance(xp):
     x, centers = (rng.standard_normal((m, 4)).astype(np.float32) for m in (100, 130))
     expected = ((x[:, None].astype(np.float64) - centers[None]) ** 2).sum(axis=2).min(axis=1)
     x, centers = xp.asarray(x), xp.asarray(centers)
-    np.testing.assert_allclose(to_host(seeding.nearer(x, None, centers)), expected, rtol=1e-3, atol=1e-4)
-    first = seeding.nearer(x, None, centers[:60])
+    np.testing.assert_allclose(to_host(oversampling.nearer(x, None, centers)), expected, rtol=1e-3, atol=1e-4)
+    first = oversampling.nearer(x, None, centers[:60])
     np.testing.assert_allclose(
-        to_host(seeding.nearer(x, first, centers[60:])), expected, rtol=1e-3, atol=1e-4
+        to_host(oversampling.nearer(x, first, centers[60:])), expected, rtol=1e-3, atol=1e-4
     )
 
 
 def test_oversampling_takes_rows_in_proportion():
     near = np.array([0, 1, 3, 100], dtype=np.float32)
     uniform = np.array([0.0, 0.0195, 0.029, 0.999])
-    assert seeding.oversample(near, uniform, 104.0, 2.0).tolist() == [2, 3]
+    assert oversampling.oversample(near, uniform, 104.0, 2.0).tolist() == [2, 3]
 
 
 def potential_of(x, seeds):
